@@ -1,0 +1,4 @@
+//! memfit plans, simulates and runs the memory of transformer training.
+
+pub mod error;
+pub mod spec;

@@ -1,0 +1,6 @@
+//! What is given: units, the model, the device, the job.
+
+pub mod device;
+pub mod job;
+pub mod model;
+pub mod units;

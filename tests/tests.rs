@@ -1,0 +1,2 @@
+//! The test crate: one binary, one module per subject.
+#![allow(clippy::unwrap_used)]
