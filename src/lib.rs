@@ -1,4 +1,5 @@
 //! memfit plans, simulates and runs the memory of transformer training.
 
 pub mod error;
+pub mod graph;
 pub mod spec;

@@ -1,2 +1,4 @@
 //! The test crate: one binary, one module per subject.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod reference;

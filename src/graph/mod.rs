@@ -1,0 +1,330 @@
+//! What is computed: ops, the step they form, and its derivative.
+
+pub mod backward;
+pub mod build;
+pub mod op;
+pub mod order;
+pub mod random;
+pub mod tensor;
+
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::spec::job::Place;
+use crate::spec::units::Bytes;
+use op::{Op, Output};
+use tensor::{Name, Role, Storage, StorageId, Tensor, TensorId, Type};
+
+/// Which part of the step a node belongs to.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Filling persistent storages before the first step.
+    Load,
+    /// The forward pass.
+    Forward,
+    /// Forward nodes run again for the backward pass.
+    Recompute,
+    /// The backward pass.
+    Backward,
+    /// Optimizer updates.
+    Update,
+    /// Copying persistent storages out.
+    Save,
+}
+
+/// A queue that runs its nodes in order, beside the other queues.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Stream {
+    /// The device's kernels.
+    Compute,
+    /// Updates on the host.
+    HostCompute,
+    /// Copies host to device.
+    ToDevice,
+    /// Copies device to host.
+    ToHost,
+    /// Reads from disk.
+    DiskRead,
+    /// Writes to disk.
+    DiskWrite,
+}
+
+impl Stream {
+    /// All streams, Compute first.
+    pub const ALL: [Stream; 6] = [
+        Stream::Compute,
+        Stream::HostCompute,
+        Stream::ToDevice,
+        Stream::ToHost,
+        Stream::DiskRead,
+        Stream::DiskWrite,
+    ];
+}
+
+/// How often a program of a set runs.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum When {
+    /// Once per optimizer step: the whole step, or its last micro-batch with the update.
+    Steady,
+    /// The first micro-batch of a step, which starts the gradients.
+    First,
+    /// `times` micro-batches per step between the first and the last.
+    Micro {
+        /// How many.
+        times: u32,
+    },
+    /// Before the first step.
+    Start,
+    /// When asked for: held-out loss.
+    Evaluate,
+    /// When asked for: persistent storages out to files.
+    Save,
+}
+
+/// One call of an op.
+#[derive(Debug, Clone)]
+pub struct Node {
+    /// The op.
+    pub op: Arc<dyn Op>,
+    /// Values it reads.
+    pub inputs: Vec<TensorId>,
+    /// Values it makes.
+    pub outputs: Vec<TensorId>,
+    /// Stable path of the forward node it stems from; clones keep it, so random draws repeat.
+    pub origin: Name,
+    /// Its part of the step.
+    pub phase: Phase,
+    /// The block it belongs to, as a path: `embedding`, `layers.3`, `head`.
+    pub block: Name,
+    /// The queue it runs in.
+    pub stream: Stream,
+}
+
+/// Where and when a node stands; what [`Step::emit`] needs beside op and inputs.
+#[derive(Debug, Clone)]
+pub struct Spot {
+    /// Stable path of the node.
+    pub origin: Name,
+    /// Part of the step.
+    pub phase: Phase,
+    /// Block path.
+    pub block: Name,
+    /// Queue.
+    pub stream: Stream,
+}
+
+impl Spot {
+    /// A compute node of `phase` at `block`/`leaf`.
+    pub fn compute(phase: Phase, block: &str, leaf: &str) -> Spot {
+        Spot {
+            origin: format!("{block}/{leaf}").into(),
+            phase,
+            block: block.into(),
+            stream: Stream::Compute,
+        }
+    }
+}
+
+/// One program's worth of computation: storages, values, and nodes in issue order.
+#[derive(Debug, Clone, Default)]
+pub struct Step {
+    /// All storages, by id.
+    pub storages: Vec<Storage>,
+    /// All values, by id.
+    pub tensors: Vec<Tensor>,
+    /// The nodes, in issue order.
+    pub nodes: Vec<Node>,
+}
+
+impl Step {
+    /// The value behind an id.
+    pub fn tensor(&self, id: TensorId) -> &Tensor {
+        &self.tensors[id.0 as usize]
+    }
+
+    /// The storage behind an id.
+    pub fn storage(&self, id: StorageId) -> &Storage {
+        &self.storages[id.0 as usize]
+    }
+
+    /// The storage a value lives in.
+    pub fn storage_of(&self, id: TensorId) -> &Storage {
+        self.storage(self.tensor(id).storage)
+    }
+
+    /// The type of a value.
+    pub fn type_of(&self, id: TensorId) -> &Type {
+        &self.tensor(id).at
+    }
+
+    /// A new storage of exactly `bytes`.
+    pub fn add_storage(&mut self, storage: Storage) -> StorageId {
+        self.storages.push(storage);
+        StorageId(self.storages.len() as u32 - 1)
+    }
+
+    /// A value that fills `storage` from its start, at its newest version as given.
+    pub fn add_tensor(&mut self, storage: StorageId, at: Type, version: u32) -> TensorId {
+        self.tensors.push(Tensor {
+            storage,
+            at,
+            offset: 0,
+            version,
+        });
+        TensorId(self.tensors.len() as u32 - 1)
+    }
+
+    /// A storage alive across programs and its value on entry.
+    pub fn persistent(&mut self, name: &str, at: Type, place: Place, role: Role) -> TensorId {
+        let storage = Storage {
+            name: name.into(),
+            bytes: at.bytes(),
+            place,
+            role,
+            shared: true,
+        };
+        let id = self.add_storage(storage);
+        self.add_tensor(id, at, 0)
+    }
+
+    /// The shared storage called `name`, if this step has it.
+    pub fn shared(&self, name: &str) -> Option<StorageId> {
+        let at = self
+            .storages
+            .iter()
+            .position(|s| s.shared && &*s.name == name)?;
+        Some(StorageId(at as u32))
+    }
+
+    /// Appends a node; fresh outputs become storages on the device with `role`.
+    ///
+    /// # Errors
+    /// Where the op is not defined on these inputs.
+    pub fn emit(
+        &mut self,
+        op: Arc<dyn Op>,
+        inputs: &[TensorId],
+        spot: Spot,
+        role: Role,
+    ) -> Result<Vec<TensorId>> {
+        let node = self.node(op, inputs, spot, role, Place::Gpu)?;
+        let outputs = node.outputs.clone();
+        self.nodes.push(node);
+        Ok(outputs)
+    }
+
+    /// A node with its output values made, not yet placed in the order; fresh outputs live in `place`.
+    ///
+    /// # Errors
+    /// Where the op is not defined on these inputs.
+    pub fn node(
+        &mut self,
+        op: Arc<dyn Op>,
+        inputs: &[TensorId],
+        spot: Spot,
+        role: Role,
+        place: Place,
+    ) -> Result<Node> {
+        let types: Vec<Type> = inputs.iter().map(|&i| self.type_of(i).clone()).collect();
+        let mut outputs = Vec::new();
+        for (index, output) in op.outputs(&types)?.into_iter().enumerate() {
+            outputs.push(match output {
+                Output::Fresh(at) => {
+                    let name = if index == 0 {
+                        spot.origin.clone()
+                    } else {
+                        format!("{}.{index}", spot.origin).into()
+                    };
+                    let storage = Storage {
+                        name,
+                        bytes: at.bytes(),
+                        place,
+                        role,
+                        shared: false,
+                    };
+                    let storage = self.add_storage(storage);
+                    self.add_tensor(storage, at, 0)
+                }
+                Output::Overwrite { of } => self.overwritten(op.name(), inputs, of)?,
+            });
+        }
+        let Spot {
+            origin,
+            phase,
+            block,
+            stream,
+        } = spot;
+        Ok(Node {
+            op,
+            inputs: inputs.to_vec(),
+            outputs,
+            origin,
+            phase,
+            block,
+            stream,
+        })
+    }
+
+    /// The next version of input `of`.
+    fn overwritten(
+        &mut self,
+        op: &'static str,
+        inputs: &[TensorId],
+        of: usize,
+    ) -> Result<TensorId> {
+        let old = inputs
+            .get(of)
+            .ok_or_else(|| Error::shape(op, format!("overwrites input {of}, which it has not")))?;
+        let mut next = self.tensor(*old).clone();
+        next.version += 1;
+        self.tensors.push(next);
+        Ok(TensorId(self.tensors.len() as u32 - 1))
+    }
+
+    /// The aliases of a node: for each output, the input it overwrites.
+    pub fn overwrites(&self, node: &Node) -> Vec<Option<usize>> {
+        let place = |output: &TensorId| {
+            let made = self.tensor(*output);
+            node.inputs.iter().position(|&i| {
+                self.tensor(i).storage == made.storage && self.tensor(i).version + 1 == made.version
+            })
+        };
+        node.outputs.iter().map(place).collect()
+    }
+
+    /// Total bytes of shared storages with `role`.
+    pub fn shared_bytes(&self, role: Role) -> Bytes {
+        self.storages
+            .iter()
+            .filter(|s| s.shared && s.role == role)
+            .map(|s| s.bytes)
+            .sum()
+    }
+}
+
+/// The programs of one plan, before lowering. Shared storages are identified by name across them.
+#[derive(Debug, Clone, Default)]
+pub struct StepSet {
+    /// Each step and how often it runs.
+    pub steps: Vec<(When, Step)>,
+}
+
+impl StepSet {
+    /// All shared storages of the set, in order of first appearance.
+    pub fn shared(&self) -> Vec<Storage> {
+        let mut seen = std::collections::BTreeSet::new();
+        let all = self.steps.iter().flat_map(|(_, step)| &step.storages);
+        all.filter(|s| s.shared && seen.insert(s.name.clone()))
+            .cloned()
+            .collect()
+    }
+}

@@ -1,0 +1,101 @@
+//! Elementwise sums.
+
+use super::{Io, Op, Output, Work, expect, expect_inputs, traffic};
+use crate::error::Result;
+use crate::graph::backward::Backward;
+use crate::graph::op::Element;
+use crate::graph::tensor::Type;
+use crate::spec::job::Backend;
+use crate::spec::units::Bytes;
+use crate::with_float;
+use rayon::prelude::*;
+
+/// Elements one task works on: fixed, so that no result depends on the number of threads.
+pub const CHUNK: usize = 16_384;
+
+/// `b += a`: the sum overwrites the second input.
+#[derive(Debug)]
+pub struct Add;
+
+/// `a + b` in a storage of its own.
+#[derive(Debug)]
+pub struct Sum;
+
+impl Op for Add {
+    fn name(&self) -> &'static str {
+        "add"
+    }
+    fn outputs(&self, inputs: &[Type]) -> Result<Vec<Output>> {
+        same(self.name(), inputs)?;
+        Ok(vec![Output::Overwrite { of: 1 }])
+    }
+    fn scratch(&self, _: &[Type], _: Backend) -> Bytes {
+        Bytes::ZERO
+    }
+    fn work(&self, inputs: &[Type], outputs: &[Type]) -> Work {
+        Work {
+            matmul: 0,
+            vector: outputs[0].elements(),
+            bytes: traffic(inputs, outputs),
+        }
+    }
+    fn backward(&self, at: &mut Backward) -> Result<()> {
+        at.pass(0, 0, true)?;
+        at.pass(0, 1, true)
+    }
+    fn cpu(&self, io: &mut Io) -> Result<()> {
+        let (a, b) = (io.inputs[0], &mut io.outputs[0]);
+        with_float!("add", a.at.dtype, T => {
+            b.of::<T>().par_chunks_mut(CHUNK).zip(a.of::<T>().par_chunks(CHUNK)).for_each(|(b, a)| {
+                for (b, a) in b.iter_mut().zip(a) {
+                    *b = T::narrow(b.wide() + a.wide());
+                }
+            });
+            Ok(())
+        })
+    }
+}
+
+impl Op for Sum {
+    fn name(&self) -> &'static str {
+        "sum"
+    }
+    fn outputs(&self, inputs: &[Type]) -> Result<Vec<Output>> {
+        same(self.name(), inputs)?;
+        Ok(vec![Output::Fresh(inputs[0].clone())])
+    }
+    fn scratch(&self, _: &[Type], _: Backend) -> Bytes {
+        Bytes::ZERO
+    }
+    fn work(&self, inputs: &[Type], outputs: &[Type]) -> Work {
+        Work {
+            matmul: 0,
+            vector: outputs[0].elements(),
+            bytes: traffic(inputs, outputs),
+        }
+    }
+    fn backward(&self, at: &mut Backward) -> Result<()> {
+        at.pass(0, 0, true)?;
+        at.pass(0, 1, true)
+    }
+    fn cpu(&self, io: &mut Io) -> Result<()> {
+        let (a, b, c) = (io.inputs[0], io.inputs[1], &mut io.outputs[0]);
+        with_float!("sum", a.at.dtype, T => {
+            let sources = a.of::<T>().par_chunks(CHUNK).zip(b.of::<T>().par_chunks(CHUNK));
+            c.of::<T>().par_chunks_mut(CHUNK).zip(sources).for_each(|(c, (a, b))| {
+                for (c, (a, b)) in c.iter_mut().zip(a.iter().zip(b)) {
+                    *c = T::narrow(a.wide() + b.wide());
+                }
+            });
+            Ok(())
+        })
+    }
+}
+
+/// Two inputs of one type.
+fn same(op: &'static str, inputs: &[Type]) -> Result<()> {
+    expect_inputs(op, inputs, 2)?;
+    expect(op, inputs[0] == inputs[1], || {
+        format!("adds {} to {}", inputs[0], inputs[1])
+    })
+}
