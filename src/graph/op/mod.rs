@@ -15,6 +15,7 @@ use crate::spec::units::Bytes;
 pub mod elementwise;
 pub mod gemm;
 pub mod matmul;
+pub mod transfer;
 
 /// What becomes of one output of an op.
 #[derive(Debug, Clone, PartialEq, Eq)]
