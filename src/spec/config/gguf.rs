@@ -92,7 +92,10 @@ fn architecture(content: &Content) -> Result<&'static str> {
         Some(Gguf::String(arch)) => arch.as_str(),
         _ => "",
     };
-    let next = format!("the GGUF architectures read are {}", ARCHITECTURES.join(", "));
+    let next = format!(
+        "the GGUF architectures read are {}",
+        ARCHITECTURES.join(", ")
+    );
     ARCHITECTURES
         .into_iter()
         .find(|known| *known == named)
@@ -203,7 +206,10 @@ fn number(value: &Gguf) -> Value {
 /// A 32-bit float as the decimal it was written as: 1e-5, not 9.999999747378752e-6.
 fn decimal(x: f32) -> Value {
     match x.is_finite() {
-        true => x.to_string().parse::<f64>().map_or(Value::Null, |x| json!(x)),
+        true => x
+            .to_string()
+            .parse::<f64>()
+            .map_or(Value::Null, |x| json!(x)),
         false => json!(x.to_string()),
     }
 }

@@ -264,12 +264,17 @@ fn layer_types(fields: &Fields, family: Family) -> Result<()> {
         .ok_or_else(|| fields.bad(key, value, "expected a list"))?;
     let full = |t: &Value| t.as_str() == Some("full_attention");
     let usual = match family {
-        Family::Gemma2 => types.iter().enumerate().all(|(i, t)| full(t) == (i % 2 == 1)),
+        Family::Gemma2 => types
+            .iter()
+            .enumerate()
+            .all(|(i, t)| full(t) == (i % 2 == 1)),
         Family::Qwen2 | Family::Qwen3 => types.windows(2).all(|pair| pair[0] == pair[1]),
         _ => true,
     };
     match usual {
         true => Ok(()),
-        false => Err(fields.unsupported(key, "as listed", "another pattern of windows over layers")),
+        false => {
+            Err(fields.unsupported(key, "as listed", "another pattern of windows over layers"))
+        }
     }
 }
