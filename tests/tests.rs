@@ -1,2 +1,7 @@
 //! The test crate: one binary, one module per subject.
 #![allow(clippy::unwrap_used)]
+
+// What is given: published models, devices, jobs.
+mod devices;
+mod job;
+mod models;

@@ -158,17 +158,56 @@ pub fn open(text: &str) -> Result<ModelSpec> {
     }
 }
 
+/// The entry of a name, by the first spelling rule that gives exactly one.
 fn entry(name: &str) -> Result<&'static Entry> {
-    let wanted = spelled(published(name));
-    let same = |known: &str| spelled(known) == wanted;
-    ENTRIES
+    let wanted = published(name);
+    SPELLINGS
         .iter()
-        .find(|entry| same(entry.name) || entry.aliases.iter().any(|alias| same(alias)))
+        .find_map(|rule| only(ENTRIES.iter().filter(|entry| entry.spelled(*rule, wanted))))
         .ok_or_else(|| {
             let known = aliases().map(|(alias, _)| alias);
             let next = "list the names with `memfit models`, or give the path of a config.json, its folder, or a .gguf file";
             Error::unknown("model", name.trim(), known, next)
         })
+}
+
+impl Entry {
+    /// Whether the text, spelled by a rule, is one of the entry's names spelled so.
+    fn spelled(&self, rule: Spelling, text: &str) -> bool {
+        let same = |known: &str| rule(known) == rule(text);
+        same(self.name) || self.aliases.iter().any(|alias| same(alias))
+    }
+}
+
+/// The one item there is.
+fn only<T>(mut items: impl Iterator<Item = T>) -> Option<T> {
+    items.next().filter(|_| items.next().is_none())
+}
+
+/// A way to write a name that makes usual variants alike.
+type Spelling = fn(&str) -> String;
+
+/// The rules, the strictest first: opt-1.3b must not be taken for opt-13b.
+const SPELLINGS: [Spelling; 3] = [
+    |name| {
+        letters(name)
+            .map(|c| if is_mark(c) { '-' } else { c })
+            .collect()
+    },
+    |name| {
+        letters(name)
+            .filter(|c| *c == '.' || !is_mark(*c))
+            .collect()
+    },
+    |name| letters(name).filter(|c| !is_mark(*c)).collect(),
+];
+
+fn letters(name: &str) -> impl Iterator<Item = char> {
+    name.trim().chars().flat_map(char::to_lowercase)
+}
+
+fn is_mark(c: char) -> bool {
+    matches!(c, '-' | '_' | '.' | ' ')
 }
 
 /// A name without its publisher: `meta-llama/Llama-2-7b-hf` is `Llama-2-7b-hf`; paths stay whole.
@@ -183,13 +222,4 @@ fn published(name: &str) -> &str {
         }
         _ => name,
     }
-}
-
-/// A name without case and punctuation.
-fn spelled(name: &str) -> String {
-    name.trim()
-        .chars()
-        .filter(|c| !matches!(c, '-' | '_' | '.' | ' '))
-        .flat_map(char::to_lowercase)
-        .collect()
 }
