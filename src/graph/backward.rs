@@ -178,6 +178,16 @@ impl Backward<'_> {
         Ok(())
     }
 
+    /// Gives output `from` of the forward node itself as the gradient of input `index`, for a root that made it going forward; it is owned.
+    ///
+    /// # Errors
+    /// As [`Backward::give`].
+    pub fn give_output(&mut self, from: usize, index: usize) -> Result<()> {
+        let gradient = self.output(from);
+        self.gradients.owned.insert(gradient);
+        self.give(index, gradient)
+    }
+
     /// Passes the gradient of output `from` on to input `index` unchanged; where several inputs get it, nobody owns it.
     ///
     /// # Errors

@@ -102,7 +102,7 @@ pub fn efficiency_key(op: &str, dtype: DType) -> String {
 /// Seconds at the device's peaks: what no kernel can beat.
 pub fn ideal_seconds(work: Work, dtype: DType, target: &Target) -> f64 {
     let device = &target.device;
-    let matmul = work.matmul as f64 / device.matmul_peak(dtype_precision(dtype));
+    let matmul = work.matmul as f64 / dtype_precision(dtype).peak(device).unwrap_or(device.peak.fp32);
     let vector = work.vector as f64 / device.peak.fp32;
     let memory = work.bytes as f64 / device.bandwidth;
     matmul.max(vector).max(memory)

@@ -12,9 +12,16 @@ use crate::error::{Error, Result};
 use crate::spec::job::Backend;
 use crate::spec::units::Bytes;
 
+pub mod cross_entropy;
+pub mod dropout;
 pub mod elementwise;
+pub mod embedding;
 pub mod gemm;
+pub mod linear_cross_entropy;
 pub mod matmul;
+pub mod moe;
+pub mod optimizer;
+pub mod simd;
 pub mod transfer;
 
 /// What becomes of one output of an op.
@@ -239,6 +246,26 @@ pub fn expect_inputs(op: &'static str, inputs: &[Type], count: usize) -> Result<
     expect(op, inputs.len() == count, || {
         format!("takes {count} inputs, got {}", inputs.len())
     })
+}
+
+/// The output of an op that makes a gradient of type `at`, or with `accumulate` adds it into input `of`.
+///
+/// # Errors
+/// [`Error::Shape`] where that input has another type.
+pub fn summed(
+    op: &'static str,
+    at: Type,
+    inputs: &[Type],
+    accumulate: bool,
+    of: usize,
+) -> Result<Vec<Output>> {
+    if !accumulate {
+        return Ok(vec![Output::Fresh(at)]);
+    }
+    expect(op, inputs[of] == at, || {
+        format!("adds {at} into {}", inputs[of])
+    })?;
+    Ok(vec![Output::Overwrite { of }])
 }
 
 /// Bytes of all inputs and outputs, each once: the least any kernel moves.

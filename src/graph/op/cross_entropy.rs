@@ -1,0 +1,272 @@
+//! The loss of next-token prediction: softmax cross entropy over the vocabulary, and its gradient in the logits' place.
+
+use rayon::prelude::*;
+
+use super::{Element, Io, Op, Output, Work, expect, expect_inputs, traffic};
+use crate::error::{Error, Result};
+use crate::graph::backward::Backward;
+use crate::graph::tensor::{DType, Type};
+use crate::spec::job::Backend;
+use crate::spec::units::Bytes;
+use crate::with_float;
+
+/// The target of a row that does not count.
+pub const IGNORED: u32 = u32::MAX;
+/// Logits widened at a time, on the stack.
+const BLOCK: usize = 1024;
+/// Vector operations per logit: widening, maximum, difference, exponential, sum.
+pub(super) const PASS: u64 = 16;
+
+/// `loss = scale[0] · Σ -log softmax(logits[n])[targets[n]]` over rows whose target is not [`IGNORED`].
+///
+/// Inputs: logits [N, V], targets [N] (U32), scale [2] (F32: one over the tokens that count in the whole batch, and
+/// the loss scale). Outputs: loss [1] (F32, without loss scale) and, with `gradient`, dlogits in place of the
+/// logits, times both scales: the loss is the root of the derivative, so no gradient of it is asked for.
+#[derive(Debug, Clone)]
+pub struct CrossEntropy {
+    /// Logits are first bent to `c · tanh(logit / c)` (Gemma Team 2024, arXiv:2408.00118).
+    pub softcap: Option<f64>,
+    /// Whether the gradient is made; without it this only evaluates.
+    pub gradient: bool,
+}
+
+impl Op for CrossEntropy {
+    fn name(&self) -> &'static str {
+        "cross_entropy"
+    }
+    fn outputs(&self, inputs: &[Type]) -> Result<Vec<Output>> {
+        expect_inputs(self.name(), inputs, 3)?;
+        expect_targets(self.name(), &inputs[0], &inputs[1], &inputs[2])?;
+        let mut outputs = vec![Output::Fresh(Type::new(&[1], DType::F32))];
+        if self.gradient {
+            outputs.push(Output::Overwrite { of: 0 });
+        }
+        Ok(outputs)
+    }
+    fn scratch(&self, inputs: &[Type], _: Backend) -> Bytes {
+        Bytes(inputs[1].elements() * 8)
+    }
+    fn work(&self, inputs: &[Type], outputs: &[Type]) -> Work {
+        let passes = 1 + u64::from(self.gradient);
+        Work {
+            matmul: 0,
+            vector: passes * (1 + u64::from(self.softcap.is_some())) * PASS * inputs[0].elements(),
+            bytes: traffic(inputs, outputs),
+        }
+    }
+    fn backward(&self, at: &mut Backward) -> Result<()> {
+        expect(self.name(), self.gradient, || {
+            "was built to evaluate, without its gradient".to_string()
+        })?;
+        at.give_output(1, 0)
+    }
+    fn cpu(&self, io: &mut Io) -> Result<()> {
+        let (logits, targets) = (io.inputs[0], io.inputs[1].of::<u32>());
+        let columns = logits.at.columns() as usize;
+        check_targets(targets, columns)?;
+        let losses: &mut [f64] = bytemuck::cast_slice_mut(io.scratch);
+        let kernel = Kernel::new(self.softcap, io.inputs[2].of());
+        with_float!("cross_entropy", logits.at.dtype, T => {
+            match self.gradient {
+                true => kernel.differentiate(io.outputs[1].of::<T>(), targets, losses),
+                false => kernel.evaluate(logits.of::<T>(), targets, losses),
+            }
+            Ok(())
+        })?;
+        io.outputs[0].of::<f32>()[0] = kernel.total(losses);
+        Ok(())
+    }
+}
+
+/// Fails unless these are logits, targets and scale.
+pub(super) fn expect_targets(
+    op: &'static str,
+    logits: &Type,
+    targets: &Type,
+    scale: &Type,
+) -> Result<()> {
+    let fits = logits.rows() == targets.elements()
+        && logits.elements() > 0
+        && targets.dtype == DType::U32
+        && *scale == Type::new(&[2], DType::F32);
+    expect(op, fits, || {
+        format!("takes (N, V), (N) U32 and (2) F32; got {logits}, {targets} and {scale}")
+    })
+}
+
+/// Fails on a target outside the vocabulary.
+pub(super) fn check_targets(targets: &[u32], vocab: usize) -> Result<()> {
+    let wrong = |&target: &u32| target != IGNORED && target as usize >= vocab;
+    match targets.iter().position(wrong) {
+        None => Ok(()),
+        Some(n) => Err(Error::value(
+            format!("target {n} of the batch"),
+            targets[n],
+            format!("the vocabulary has {vocab} tokens"),
+            "use the tokenizer the model was made with",
+        )),
+    }
+}
+
+/// The arithmetic of rows of logits, for whatever holds them.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Kernel {
+    /// Logits are bent below this.
+    softcap: Option<f32>,
+    /// What the sum of losses is multiplied by.
+    weight: f32,
+    /// What each row's gradient is multiplied by.
+    seed: f32,
+}
+
+/// What a row's probabilities are relative to: `p = exp(z - base) / sum`.
+#[derive(Debug, Clone, Copy)]
+struct Softmax {
+    base: f32,
+    sum: f64,
+}
+
+impl Kernel {
+    /// With the values of the op's third input.
+    pub(super) fn new(softcap: Option<f64>, scale: &[f32]) -> Kernel {
+        Kernel {
+            softcap: softcap.map(|c| c as f32),
+            weight: scale[0],
+            seed: scale[0] * scale[1],
+        }
+    }
+
+    /// Sets `losses[n]` for each row.
+    pub(super) fn evaluate<T: Element>(&self, logits: &[T], targets: &[u32], losses: &mut [f64]) {
+        let rows = logits.par_chunks(logits.len() / targets.len());
+        rows.zip(targets)
+            .zip(losses)
+            .for_each(|((row, &target), loss)| {
+                *loss = match target {
+                    IGNORED => 0.0,
+                    _ => self.loss(row, target as usize, self.softmax(row)),
+                };
+            });
+    }
+
+    /// Sets `losses[n]` for each row and turns the row into its gradient.
+    pub(super) fn differentiate<T: Element>(
+        &self,
+        logits: &mut [T],
+        targets: &[u32],
+        losses: &mut [f64],
+    ) {
+        let rows = logits.par_chunks_mut(logits.len() / targets.len());
+        rows.zip(targets)
+            .zip(losses)
+            .for_each(|((row, &target), loss)| {
+                if target == IGNORED {
+                    row.fill(T::narrow(0.0));
+                    *loss = 0.0;
+                    return;
+                }
+                let softmax = self.softmax(row);
+                *loss = self.loss(row, target as usize, softmax);
+                self.gradient(row, target as usize, softmax);
+            });
+    }
+
+    /// The loss of all rows, summed in their order.
+    pub(super) fn total(&self, losses: &[f64]) -> f32 {
+        (losses.iter().sum::<f64>() * f64::from(self.weight)) as f32
+    }
+
+    /// -log p of the target.
+    fn loss<T: Element>(&self, row: &[T], target: usize, softmax: Softmax) -> f64 {
+        let mut logit = [row[target].wide()];
+        self.bend(&mut logit);
+        f64::from(softmax.base) + softmax.sum.ln() - f64::from(logit[0])
+    }
+
+    /// The row's maximum and sum in one pass: block sums in f32, brought to the newest maximum (Milakov and
+    /// Gimelshein 2018, arXiv:1805.02867), joined in f64.
+    fn softmax<T: Element>(&self, row: &[T]) -> Softmax {
+        let mut block = [0.0f32; BLOCK];
+        let (mut top, mut sum) = (f32::NEG_INFINITY, 0.0f64);
+        for logits in row.chunks(BLOCK) {
+            let z = &mut block[..logits.len()];
+            self.load(z, logits);
+            let above = z.iter().fold(top, |top, &z| top.max(z));
+            // With nothing but -∞ so far every term is zero, whatever it is relative to.
+            let base = if above == f32::NEG_INFINITY {
+                0.0
+            } else {
+                above
+            };
+            sum *= f64::from(top - base).exp();
+            sum += f64::from(sum_exp(z, base));
+            top = above;
+        }
+        Softmax {
+            base: if top == f32::NEG_INFINITY { 0.0 } else { top },
+            sum,
+        }
+    }
+
+    /// `row = seed · (p - onehot) · dz/dlogit`.
+    fn gradient<T: Element>(&self, row: &mut [T], target: usize, softmax: Softmax) {
+        let mut block = [0.0f32; BLOCK];
+        let scale = (f64::from(self.seed) / softmax.sum) as f32;
+        for (index, logits) in row.chunks_mut(BLOCK).enumerate() {
+            let z = &mut block[..logits.len()];
+            self.load(z, logits);
+            let slope = self.softcap.map(|cap| {
+                let mut slope = [0.0f32; BLOCK];
+                slope
+                    .iter_mut()
+                    .zip(z.iter())
+                    .for_each(|(s, z)| *s = 1.0 - (z / cap) * (z / cap));
+                slope
+            });
+            scaled_exp(z, softmax.base, scale);
+            if let Some(z) = target.checked_sub(index * BLOCK).and_then(|i| z.get_mut(i)) {
+                *z -= self.seed;
+            }
+            if let Some(slope) = slope {
+                z.iter_mut().zip(slope).for_each(|(z, slope)| *z *= slope);
+            }
+            logits
+                .iter_mut()
+                .zip(z)
+                .for_each(|(l, z)| *l = T::narrow(*z));
+        }
+    }
+
+    /// Widens and bends.
+    fn load<T: Element>(&self, z: &mut [f32], logits: &[T]) {
+        z.iter_mut().zip(logits).for_each(|(z, l)| *z = l.wide());
+        self.bend(z);
+    }
+
+    /// Applies the cap.
+    fn bend(&self, z: &mut [f32]) {
+        if let Some(cap) = self.softcap {
+            z.iter_mut().for_each(|z| *z = cap * (*z / cap).tanh());
+        }
+    }
+}
+
+/// Sums that run side by side, so that the loop vectorizes in a fixed order.
+const LANES: usize = 16;
+
+/// `Σ exp(z - base)`.
+fn sum_exp(z: &[f32], base: f32) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    for z in z.chunks(LANES) {
+        lanes
+            .iter_mut()
+            .zip(z)
+            .for_each(|(sum, z)| *sum += (z - base).exp());
+    }
+    lanes.iter().sum()
+}
+
+/// `z = scale · exp(z - base)`.
+fn scaled_exp(z: &mut [f32], base: f32, scale: f32) {
+    z.iter_mut().for_each(|z| *z = scale * (*z - base).exp());
+}

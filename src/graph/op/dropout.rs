@@ -1,0 +1,79 @@
+//! Dropout.
+
+use rayon::prelude::*;
+
+use super::elementwise::CHUNK;
+use super::{Element, Io, Op, Output, Work, expect, expect_inputs, traffic};
+use crate::error::Result;
+use crate::graph::backward::Backward;
+use crate::graph::tensor::Type;
+use crate::spec::job::Backend;
+use crate::spec::units::Bytes;
+use crate::with_float;
+
+/// Zeroes elements of x with probability `rate`, multiplies the others by 1 / (1 - rate) (Srivastava et al. 2014).
+///
+/// The mask is no tensor: it is drawn again from the node's key, so the derivative is this op on dy.
+#[derive(Debug, Clone)]
+pub struct Dropout {
+    /// Probability of a zero, in [0, 1].
+    pub rate: f64,
+    /// Whether y overwrites x.
+    pub in_place: bool,
+}
+
+impl Op for Dropout {
+    fn name(&self) -> &'static str {
+        "dropout"
+    }
+    fn outputs(&self, inputs: &[Type]) -> Result<Vec<Output>> {
+        expect_inputs(self.name(), inputs, 1)?;
+        expect(self.name(), (0.0..=1.0).contains(&self.rate), || {
+            format!("a rate of {}", self.rate)
+        })?;
+        Ok(vec![match self.in_place {
+            true => Output::Overwrite { of: 0 },
+            false => Output::Fresh(inputs[0].clone()),
+        }])
+    }
+    fn scratch(&self, _: &[Type], _: Backend) -> Bytes {
+        Bytes::ZERO
+    }
+    fn work(&self, inputs: &[Type], outputs: &[Type]) -> Work {
+        // Two 64-bit multiplications and three shifts per draw, besides the scaling.
+        Work {
+            matmul: 0,
+            vector: 10 * outputs[0].elements(),
+            bytes: traffic(inputs, outputs),
+        }
+    }
+    fn backward(&self, at: &mut Backward) -> Result<()> {
+        let Some(dy) = at.grad(0) else { return Ok(()) };
+        let op = Dropout {
+            in_place: at.owns_grad(0),
+            ..self.clone()
+        };
+        let dx = at.emit(op, &[dy])?[0];
+        at.give(0, dx)
+    }
+    fn cpu(&self, io: &mut Io) -> Result<()> {
+        let (x, y, key) = (io.inputs[0], &mut io.outputs[0], io.key);
+        // Every micro-batch draws from its own range of indices.
+        let first = io.scalars.micro * y.at.elements();
+        let (rate, scale) = (self.rate as f32, (1.0 / (1.0 - self.rate)) as f32);
+        with_float!("dropout", y.at.dtype, T => {
+            let x = x.of::<T>();
+            y.of::<T>().par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, y)| {
+                let from = chunk * CHUNK;
+                if !self.in_place {
+                    y.copy_from_slice(&x[from..from + y.len()]);
+                }
+                for (i, y) in y.iter_mut().enumerate() {
+                    let kept = key.uniform(first + (from + i) as u64) >= rate;
+                    *y = T::narrow(if kept { y.wide() * scale } else { 0.0 });
+                }
+            });
+            Ok(())
+        })
+    }
+}

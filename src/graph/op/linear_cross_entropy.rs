@@ -1,0 +1,208 @@
+//! The head and its loss in one op, so that the logits of the whole batch never exist.
+
+use super::cross_entropy::{Kernel, PASS, check_targets, expect_targets};
+use super::gemm::{Mat, matmul, matmul_scratch};
+use super::{Element, Io, Op, Output, ViewMut, Work, expect, expect_inputs, traffic};
+use crate::error::Result;
+use crate::graph::backward::Backward;
+use crate::graph::tensor::{DType, Type};
+use crate::spec::job::Backend;
+use crate::spec::units::Bytes;
+use crate::with_float;
+use rayon::prelude::*;
+
+/// [`CrossEntropy`](super::cross_entropy::CrossEntropy) of `x · weightᵀ`, `rows` tokens at a time
+/// (Hsu et al. 2024, Liger Kernel, arXiv:2410.10989).
+///
+/// Inputs: x [N, H], weight [V, H], targets [N] (U32), scale [2] (F32). Outputs: loss [1] (F32) and, with `gradient`,
+/// dx [N, H] and dweight [V, H] in `format`. Logits and their gradient are f32, in scratch, one chunk at a time;
+/// a 16-bit dweight over several chunks is summed in f32 in scratch too and rounded once.
+#[derive(Debug, Clone)]
+pub struct LinearCrossEntropy {
+    /// Tokens per chunk.
+    pub rows: u64,
+    /// As of [`CrossEntropy`](super::cross_entropy::CrossEntropy).
+    pub softcap: Option<f64>,
+    /// Whether gradients are made; without them this only evaluates.
+    pub gradient: bool,
+    /// Format of dweight.
+    pub format: DType,
+}
+
+/// Every part of scratch begins on such a boundary.
+const ALIGN: u64 = 64;
+
+/// Bytes of the parts of scratch.
+struct Parts {
+    logits: Bytes,
+    losses: Bytes,
+    sum: Bytes,
+}
+
+impl LinearCrossEntropy {
+    /// How scratch is cut, before what the products need.
+    fn parts(&self, x: &Type, weight: &Type) -> Parts {
+        let rows = self.rows.min(x.rows());
+        let summed = self.gradient && self.format.is_half() && x.rows() > rows;
+        Parts {
+            logits: Bytes(rows * weight.rows() * 4).round_up(ALIGN),
+            losses: Bytes(x.rows() * 8).round_up(ALIGN),
+            sum: Bytes(u64::from(summed) * weight.elements() * 4).round_up(ALIGN),
+        }
+    }
+}
+
+impl Op for LinearCrossEntropy {
+    fn name(&self) -> &'static str {
+        "linear_cross_entropy"
+    }
+    fn outputs(&self, inputs: &[Type]) -> Result<Vec<Output>> {
+        expect_inputs(self.name(), inputs, 4)?;
+        let (x, weight) = (&inputs[0], &inputs[1]);
+        let fits = weight.shape.len() == 2
+            && x.columns() == weight.columns()
+            && x.dtype == weight.dtype
+            && self.rows > 0;
+        expect(self.name(), fits, || {
+            format!("{x} by {weight}, {} rows at a time", self.rows)
+        })?;
+        let logits = Type::new(&[x.rows(), weight.rows()], DType::F32);
+        expect_targets(self.name(), &logits, &inputs[2], &inputs[3])?;
+        let mut outputs = vec![Output::Fresh(Type::new(&[1], DType::F32))];
+        if self.gradient {
+            outputs.push(Output::Fresh(x.clone()));
+            outputs.push(Output::Fresh(weight.with(self.format)));
+        }
+        Ok(outputs)
+    }
+    fn scratch(&self, inputs: &[Type], backend: Backend) -> Bytes {
+        let Parts {
+            logits,
+            losses,
+            sum,
+        } = self.parts(&inputs[0], &inputs[1]);
+        logits + losses + sum + matmul_scratch(inputs[0].dtype, self.format, backend)
+    }
+    fn work(&self, inputs: &[Type], outputs: &[Type]) -> Work {
+        let (x, weight) = (&inputs[0], &inputs[1]);
+        let logits = x.rows() * weight.rows();
+        let again = x.rows().div_ceil(self.rows) - 1;
+        let capped = 1 + u64::from(self.softcap.is_some());
+        // Logits are written and read; with gradients overwritten by theirs, which two products read. Every chunk
+        // reads the weight, with gradients twice, and adds to the f32 sum of its gradient.
+        let (products, passes, moves, weights) = match self.gradient {
+            true => (3, 2, 5, 2 * weight.bytes().0 + 8 * weight.elements()),
+            false => (1, 1, 2, weight.bytes().0),
+        };
+        Work {
+            matmul: products * 2 * logits * x.columns(),
+            vector: passes * capped * PASS * logits,
+            bytes: traffic(inputs, outputs) + 4 * moves * logits + again * weights,
+        }
+    }
+    fn backward(&self, at: &mut Backward) -> Result<()> {
+        expect(self.name(), self.gradient, || {
+            "was built to evaluate, without its gradients".to_string()
+        })?;
+        if at.wants(1) {
+            at.give_output(2, 1)?;
+        }
+        if at.wants(0) {
+            at.give_output(1, 0)?;
+        }
+        Ok(())
+    }
+    fn cpu(&self, io: &mut Io) -> Result<()> {
+        let (x, weight) = (io.inputs[0], io.inputs[1]);
+        check_targets(io.inputs[2].of(), weight.at.rows() as usize)?;
+        with_float!("linear_cross_entropy", x.at.dtype, T => {
+            match self.gradient {
+                false => self.evaluate::<T>(io),
+                true => with_float!("linear_cross_entropy", self.format, G => self.differentiate::<T, G>(io)),
+            }
+        })
+    }
+}
+
+impl LinearCrossEntropy {
+    /// The loss alone.
+    fn evaluate<T: Element>(&self, io: &mut Io) -> Result<()> {
+        let (x, weight) = (io.inputs[0], io.inputs[1]);
+        let kernel = Kernel::new(self.softcap, io.inputs[3].of());
+        let parts = self.parts(x.at, weight.at);
+        let (logits, rest) = carve::<f32>(io.scratch, parts.logits);
+        let (losses, products) = carve::<f64>(rest, parts.losses);
+        let losses = &mut losses[..x.at.rows() as usize];
+        let (vocab, hidden) = (weight.at.rows() as usize, weight.at.columns() as usize);
+        let weight = Mat::new(weight.of::<T>(), vocab, hidden);
+        let rows = self.rows as usize;
+        let chunks = x.of::<T>().chunks(rows * hidden);
+        let targets = io.inputs[2].of::<u32>().chunks(rows);
+        for ((x, targets), losses) in chunks.zip(targets).zip(losses.chunks_mut(rows)) {
+            let logits = &mut logits[..targets.len() * vocab];
+            let x = Mat::new(x, targets.len(), hidden);
+            matmul(logits, vocab, x, weight.t(), false, products);
+            kernel.evaluate(logits, targets, losses);
+        }
+        set_loss(&mut io.outputs[0], kernel.total(losses))
+    }
+
+    /// The loss and both gradients.
+    fn differentiate<T: Element, G: Element>(&self, io: &mut Io) -> Result<()> {
+        let (x, weight) = (io.inputs[0], io.inputs[1]);
+        let kernel = Kernel::new(self.softcap, io.inputs[3].of());
+        let parts = self.parts(x.at, weight.at);
+        let (logits, rest) = carve::<f32>(io.scratch, parts.logits);
+        let (losses, rest) = carve::<f64>(rest, parts.losses);
+        let (sum, products) = carve::<f32>(rest, parts.sum);
+        let losses = &mut losses[..x.at.rows() as usize];
+        let [loss, dx, dweight] = &mut io.outputs[..] else {
+            return Ok(());
+        };
+        let (vocab, hidden) = (weight.at.rows() as usize, weight.at.columns() as usize);
+        let weight = Mat::new(weight.of::<T>(), vocab, hidden);
+        let (rows, dweight) = (self.rows as usize, dweight.of::<G>());
+        let chunks = x.of::<T>().chunks(rows * hidden);
+        let chunks = chunks.zip(dx.of::<T>().chunks_mut(rows * hidden));
+        let labels = io.inputs[2].of::<u32>().chunks(rows);
+        let labels = labels.zip(losses.chunks_mut(rows));
+        for (index, ((x, dx), (targets, losses))) in chunks.zip(labels).enumerate() {
+            let logits = &mut logits[..targets.len() * vocab];
+            let x = Mat::new(x, targets.len(), hidden);
+            matmul(logits, vocab, x, weight.t(), false, products);
+            kernel.differentiate(logits, targets, losses);
+            let dlogits = Mat::new(&*logits, targets.len(), vocab);
+            matmul(dx, hidden, dlogits, weight, false, products);
+            match sum.is_empty() {
+                true => matmul(dweight, hidden, dlogits.t(), x, index > 0, products),
+                false => matmul(sum, hidden, dlogits.t(), x, index > 0, products),
+            }
+        }
+        narrow(dweight, sum);
+        set_loss(loss, kernel.total(losses))
+    }
+}
+
+/// The first `bytes` of `scratch`, and the rest.
+fn carve<T: bytemuck::Pod>(scratch: &mut [u8], bytes: Bytes) -> (&mut [T], &mut [u8]) {
+    let (part, rest) = scratch.split_at_mut(bytes.0 as usize);
+    (bytemuck::cast_slice_mut(part), rest)
+}
+
+/// Rounds `from`, where there is one.
+fn narrow<G: Element>(into: &mut [G], from: &[f32]) {
+    let chunk = super::elementwise::CHUNK;
+    into.par_chunks_mut(chunk)
+        .zip(from.par_chunks(chunk))
+        .for_each(|(into, from)| {
+            into.iter_mut()
+                .zip(from)
+                .for_each(|(to, from)| *to = G::narrow(*from));
+        });
+}
+
+/// Writes the loss.
+fn set_loss(into: &mut ViewMut, loss: f32) -> Result<()> {
+    into.of::<f32>()[0] = loss;
+    Ok(())
+}

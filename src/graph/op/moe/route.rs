@@ -1,0 +1,187 @@
+//! Which experts each token goes to, and with what weights.
+
+use rayon::prelude::*;
+
+use crate::error::Result;
+use crate::graph::backward::Backward;
+use crate::graph::op::matmul::no_derivative;
+use crate::graph::op::{Element, Io, Op, Output, Work, expect, expect_inputs, traffic};
+use crate::graph::tensor::{DType, Type};
+use crate::spec::job::Backend;
+use crate::spec::units::Bytes;
+use crate::with_float;
+
+/// Tokens one task routes.
+const TOKENS: usize = 64;
+
+/// Softmax over experts, the `k` largest, renormalized to one (Jiang et al. 2024, Mixtral, arXiv:2401.04088), which
+/// is the softmax of the `k` largest logits; equal logits go to the lower expert.
+///
+/// Input: logits [N, E]. Outputs: weights [N, k] (F32), order [N·k] (slots sorted by expert, then by number),
+/// offsets [E + 1] (where each expert's slots begin in `order`), chosen [N, k] (experts by rank); the last three U32.
+#[derive(Debug, Clone)]
+pub struct Route {
+    /// Experts E.
+    pub experts: u64,
+    /// Experts k of each token.
+    pub top_k: u64,
+}
+
+/// The logits' gradient: dweights, weights [N, k] (F32) and chosen [N, k] (U32) to dlogits [N, E].
+#[derive(Debug, Clone)]
+pub struct RouteBackward {
+    /// Experts E.
+    pub experts: u64,
+    /// Format of the logits.
+    pub format: DType,
+}
+
+impl Op for Route {
+    fn name(&self) -> &'static str {
+        "route"
+    }
+    fn outputs(&self, inputs: &[Type]) -> Result<Vec<Output>> {
+        expect_inputs(self.name(), inputs, 1)?;
+        let fits = inputs[0].columns() == self.experts && (1..=self.experts).contains(&self.top_k);
+        expect(self.name(), fits, || {
+            let (experts, top_k) = (self.experts, self.top_k);
+            format!("{top_k} of {experts} experts from logits {}", inputs[0])
+        })?;
+        let rows = inputs[0].rows();
+        let u32s = |shape: &[u64]| Output::Fresh(Type::new(shape, DType::U32));
+        Ok(vec![
+            Output::Fresh(Type::new(&[rows, self.top_k], DType::F32)),
+            u32s(&[rows * self.top_k]),
+            u32s(&[self.experts + 1]),
+            u32s(&[rows, self.top_k]),
+        ])
+    }
+    fn scratch(&self, _: &[Type], _: Backend) -> Bytes {
+        Bytes(self.experts * 4)
+    }
+    fn work(&self, inputs: &[Type], outputs: &[Type]) -> Work {
+        Work {
+            matmul: 0,
+            vector: self.top_k * inputs[0].elements() + 10 * outputs[0].elements(),
+            bytes: traffic(inputs, outputs),
+        }
+    }
+    fn backward(&self, at: &mut Backward) -> Result<()> {
+        let Some(dweights) = at.grad(0) else {
+            return Ok(());
+        };
+        let op = RouteBackward {
+            experts: self.experts,
+            format: at.type_of(at.input(0)).dtype,
+        };
+        let dlogits = at.emit(op, &[dweights, at.output(0), at.output(3)])?[0];
+        at.give(0, dlogits)
+    }
+    fn cpu(&self, io: &mut Io) -> Result<()> {
+        let (experts, k) = (self.experts as usize, self.top_k as usize);
+        let logits = io.inputs[0];
+        let [weights, order, offsets, chosen] = &mut io.outputs[..] else {
+            return Ok(());
+        };
+        let (weights, chosen) = (weights.of::<f32>(), chosen.of::<u32>());
+        with_float!("route", logits.at.dtype, T => {
+            let tokens = logits.of::<T>().par_chunks(TOKENS * experts);
+            let slots = weights.par_chunks_mut(TOKENS * k).zip(chosen.par_chunks_mut(TOKENS * k));
+            tokens.zip(slots).for_each(|(logits, (weights, chosen))| {
+                let slots = weights.chunks_mut(k).zip(chosen.chunks_mut(k));
+                for (logits, (weights, chosen)) in logits.chunks(experts).zip(slots) {
+                    choose(logits, weights, chosen);
+                }
+            });
+            Ok(())
+        })?;
+        sort(
+            chosen,
+            order.of(),
+            offsets.of(),
+            bytemuck::cast_slice_mut(io.scratch),
+        );
+        Ok(())
+    }
+}
+
+/// One token: its experts by falling logit, and their softmax.
+fn choose<T: Element>(logits: &[T], weights: &mut [f32], chosen: &mut [u32]) {
+    for rank in 0..chosen.len() {
+        let (before, rest) = chosen.split_at_mut(rank);
+        let free = (0..logits.len() as u32).filter(|e| !before.contains(e));
+        let logit = |expert: u32| logits[expert as usize].wide();
+        let best = free.reduce(|best, e| if logit(e) > logit(best) { e } else { best });
+        rest[0] = best.unwrap_or(0);
+        weights[rank] = logit(rest[0]);
+    }
+    let top = weights[0];
+    weights.iter_mut().for_each(|w| *w = (*w - top).exp());
+    let sum: f32 = weights.iter().sum();
+    weights.iter_mut().for_each(|w| *w /= sum);
+}
+
+/// Counting sort of slots by expert, stable.
+fn sort(chosen: &[u32], order: &mut [u32], offsets: &mut [u32], next: &mut [u32]) {
+    offsets.fill(0);
+    for &expert in chosen {
+        offsets[expert as usize + 1] += 1;
+    }
+    for expert in 1..offsets.len() {
+        offsets[expert] += offsets[expert - 1];
+    }
+    next.copy_from_slice(&offsets[..next.len()]);
+    for (slot, &expert) in chosen.iter().enumerate() {
+        let at = &mut next[expert as usize];
+        order[*at as usize] = slot as u32;
+        *at += 1;
+    }
+}
+
+impl Op for RouteBackward {
+    fn name(&self) -> &'static str {
+        "route_backward"
+    }
+    fn outputs(&self, inputs: &[Type]) -> Result<Vec<Output>> {
+        expect_inputs(self.name(), inputs, 3)?;
+        let fits = inputs[0] == inputs[1]
+            && inputs[0].dtype == DType::F32
+            && inputs[2] == inputs[0].with(DType::U32);
+        expect(self.name(), fits, || {
+            format!("dweights, weights and chosen (N, k); got {inputs:?}")
+        })?;
+        let shape = [inputs[0].rows(), self.experts];
+        Ok(vec![Output::Fresh(Type::new(&shape, self.format))])
+    }
+    fn scratch(&self, _: &[Type], _: Backend) -> Bytes {
+        Bytes::ZERO
+    }
+    fn work(&self, inputs: &[Type], outputs: &[Type]) -> Work {
+        Work {
+            matmul: 0,
+            vector: 4 * inputs[0].elements(),
+            bytes: traffic(inputs, outputs),
+        }
+    }
+    fn backward(&self, _: &mut Backward) -> Result<()> {
+        Err(no_derivative(self.name()))
+    }
+    fn cpu(&self, io: &mut Io) -> Result<()> {
+        let (experts, k) = (self.experts as usize, io.inputs[0].at.columns() as usize);
+        let (dweights, weights) = (io.inputs[0].of::<f32>(), io.inputs[1].of::<f32>());
+        let chosen = io.inputs[2].of::<u32>();
+        with_float!("route_backward", self.format, T => {
+            let tokens = io.outputs[0].of::<T>().par_chunks_mut(experts);
+            tokens.enumerate().for_each(|(n, dlogits)| {
+                let slots = n * k..(n + 1) * k;
+                let (dw, w) = (&dweights[slots.clone()], &weights[slots.clone()]);
+                let mean: f32 = dw.iter().zip(w).map(|(dw, w)| dw * w).sum();
+                dlogits.fill(T::narrow(0.0));
+                for ((dw, w), &expert) in dw.iter().zip(w).zip(&chosen[slots]) {
+                    dlogits[expert as usize] = T::narrow(w * (dw - mean));
+                }
+            });
+            Ok(())
+        })
+    }
+}

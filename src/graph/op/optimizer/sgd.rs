@@ -1,0 +1,96 @@
+//! Stochastic gradient descent.
+
+use super::update::{Layout, Rule};
+use crate::error::Result;
+use crate::graph::backward::Backward;
+use crate::graph::op::matmul::no_derivative;
+use crate::graph::op::{Io, Op, Output, Work, traffic};
+use crate::graph::tensor::Type;
+use crate::spec::job::Backend;
+use crate::spec::units::Bytes;
+
+/// SGD in PyTorch's form, with momentum (Polyak 1964) or Nesterov's (Sutskever et al. 2013), at the rate of the step.
+///
+/// Inputs: gradient, parameter, master (F32, with `master`), momentum buffer (F32, zero before the first step; only
+/// where `momentum` is not 0), guard [3] (with `guard`, see [`ClipScale`](super::ClipScale)). Outputs overwrite all
+/// between gradient and guard, in this order.
+#[derive(Debug, Clone)]
+pub struct Sgd {
+    /// What remains of the buffer each step; 0 for no buffer.
+    pub momentum: f64,
+    /// Weight decay λ: λ · weight is added to the gradient.
+    pub decay: f64,
+    /// Whether to look ahead along the buffer.
+    pub nesterov: bool,
+    /// Whether the weight is kept in f32 beside a narrower parameter.
+    pub master: bool,
+    /// Whether the gradient is scaled, and the update skipped, as a guard says.
+    pub guard: bool,
+}
+
+impl Sgd {
+    fn layout(&self) -> Layout {
+        Layout {
+            master: self.master,
+            states: usize::from(self.momentum != 0.0),
+            guard: self.guard,
+        }
+    }
+}
+
+impl Op for Sgd {
+    fn name(&self) -> &'static str {
+        "sgd"
+    }
+    fn outputs(&self, inputs: &[Type]) -> Result<Vec<Output>> {
+        self.layout().outputs(self.name(), inputs)
+    }
+    fn scratch(&self, _: &[Type], _: Backend) -> Bytes {
+        Bytes::ZERO
+    }
+    fn work(&self, inputs: &[Type], outputs: &[Type]) -> Work {
+        let each = if self.momentum == 0.0 { 5 } else { 9 };
+        Work {
+            matmul: 0,
+            vector: each * outputs[0].elements(),
+            bytes: traffic(inputs, outputs),
+        }
+    }
+    fn backward(&self, _: &mut Backward) -> Result<()> {
+        Err(no_derivative(self.name()))
+    }
+    fn cpu(&self, io: &mut Io) -> Result<()> {
+        let rule = Momentum {
+            rate: io.scalars.rate,
+            momentum: self.momentum as f32,
+            decay: self.decay as f32,
+            nesterov: self.nesterov,
+        };
+        self.layout().run(self.name(), io, &rule)
+    }
+}
+
+/// The constants of one step.
+struct Momentum {
+    rate: f32,
+    momentum: f32,
+    decay: f32,
+    nesterov: bool,
+}
+
+impl Rule for Momentum {
+    fn apply(&self, gradient: &[f32], weight: &mut [f32], [buffer, _]: [&mut [f32]; 2]) {
+        if buffer.is_empty() {
+            for (g, w) in gradient.iter().zip(weight) {
+                *w -= self.rate * (g + self.decay * *w);
+            }
+            return;
+        }
+        for ((g, w), buffer) in gradient.iter().zip(weight).zip(buffer) {
+            let g = g + self.decay * *w;
+            *buffer = self.momentum * *buffer + g;
+            let ahead = g + self.momentum * *buffer;
+            *w -= self.rate * if self.nesterov { ahead } else { *buffer };
+        }
+    }
+}
