@@ -91,6 +91,8 @@ fn near_misses_get_a_suggestion_and_ambiguous_names_a_list() {
     for (text, near) in [
         ("rtx-4099", "rtx-409"),
         ("2080", "rtx-2080-ti"),
+        ("4080ti", "2080ti"),
+        ("p100", "a100"),
         ("rtx-a600", "rtx-a6000"),
     ] {
         match device::find(text) {

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 // What is given: published models, devices, jobs.
+mod configs;
 mod devices;
 mod job;
 mod models;

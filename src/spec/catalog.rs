@@ -102,6 +102,20 @@ const ENTRIES: &[Entry] = &[
     entry!("bert-base", "bert-base-uncased"),
 ];
 
+/// The publishers of the models, whose names may stand in front.
+const PUBLISHERS: [&str; 10] = [
+    "openai-community",
+    "facebook",
+    "meta-llama",
+    "tinyllama",
+    "mistralai",
+    "qwen",
+    "google",
+    "microsoft",
+    "deepseek-ai",
+    "google-bert",
+];
+
 /// The names of all models, in the order they are listed.
 pub fn names() -> impl Iterator<Item = &'static str> {
     ENTRIES.iter().map(|entry| entry.name)
@@ -212,14 +226,8 @@ fn is_mark(c: char) -> bool {
 
 /// A name without its publisher: `meta-llama/Llama-2-7b-hf` is `Llama-2-7b-hf`; paths stay whole.
 fn published(name: &str) -> &str {
-    match name.split_once('/') {
-        Some((publisher, rest))
-            if !rest.contains('/')
-                && !publisher.is_empty()
-                && !publisher.starts_with(['.', '~']) =>
-        {
-            rest
-        }
+    match name.trim().split_once('/') {
+        Some((publisher, rest)) if PUBLISHERS.contains(&publisher.to_lowercase().as_str()) => rest,
         _ => name,
     }
 }

@@ -102,13 +102,16 @@ fn architecture(content: &Content) -> Result<&'static str> {
         .ok_or_else(|| Error::unknown("general.architecture", named, ARCHITECTURES, next))
 }
 
-/// What one architecture states in its own way.
+/// What one architecture states in its own way; Mistral and Mixtral come as Llama with a window or experts.
 fn particulars(arch: &str, tied: bool, content: &Content, map: &mut Map<String, Value>) {
     match arch {
         "gpt2" => gpt2(content, map),
         "gemma2" => gemma2(map),
         "llama" if map.get("num_local_experts").is_some_and(|n| *n != json!(0)) => {
             map.insert("model_type".into(), json!("mixtral"));
+        }
+        "llama" if map.contains_key("sliding_window") => {
+            map.insert("model_type".into(), json!("mistral"));
         }
         _ => {}
     }

@@ -4,35 +4,23 @@ use super::Device;
 use super::catalog::{Entry, entries};
 use crate::error::{Error, Result};
 
-/// Words that name no model of their own: makers, brands, forms of mounting, kinds of memory.
-const PLAIN: [&str; 27] = [
-    "nvidia",
-    "amd",
-    "intel",
-    "apple",
-    "geforce",
-    "rtx",
-    "radeon",
-    "rx",
-    "instinct",
-    "tesla",
-    "quadro",
-    "arc",
-    "jetson",
+/// Words that name no model of their own: makers, brands, forms of mounting.
+const PLAIN: [&str; 16] = [
+    "nvidia", "amd", "intel", "apple", "geforce", "rtx", "radeon", "rx", "instinct", "tesla",
+    "arc", "jetson", "sxm2", "sxm4", "sxm5", "hbm2e",
+];
+
+/// Words that may be added to any name.
+const ADDED: [&str; 9] = [
     "gpu",
     "graphics",
     "card",
+    "generation",
     "sxm",
-    "sxm2",
-    "sxm4",
-    "sxm5",
-    "hbm2",
+    "oam",
     "hbm2e",
     "hbm3",
     "hbm3e",
-    "oam",
-    "dgx",
-    "generation",
 ];
 
 /// Names longer than this are not searched for.
@@ -86,19 +74,25 @@ fn words(device: &Device) -> Vec<(String, bool)> {
     };
     let of_id = split(&device.id);
     let others = split(&format!("{} {}", device.name, device.vendor));
+    let added = ADDED.map(String::from);
     let mut words: Vec<(String, bool)> = Vec::new();
-    for (i, word) in of_id
-        .iter()
-        .chain(&others)
-        .chain(PLAIN.map(String::from).iter())
-        .enumerate()
-    {
+    for (i, word) in of_id.iter().chain(&others).chain(&added).enumerate() {
         if words.iter().all(|(known, _)| known != word) {
-            let names = i < of_id.len() && !PLAIN.contains(&word.as_str()) && !is_memory(word);
-            words.push((word.clone(), names));
+            words.push((word.clone(), i < of_id.len() && names_a_model(word)));
         }
     }
     words
+}
+
+/// Whether a word of an id tells models apart.
+fn names_a_model(word: &str) -> bool {
+    !PLAIN.contains(&word) && !ADDED.contains(&word) && !is_memory(word)
+}
+
+/// The words of a device that name its model, together: `4060ti`.
+fn short(device: &Device) -> String {
+    let words = device.id.split('-').filter(|word| names_a_model(word));
+    words.collect()
 }
 
 /// Whether a word is a memory size: `16gb`.
@@ -129,9 +123,11 @@ fn unknown(text: &str, partial: &[&Device]) -> Error {
     let ids = || partial.iter().map(|device| device.id.as_str());
     match partial {
         [] => {
-            let known = entries().iter().map(|entry| entry.device.id.as_str());
-            let short: String = text.chars().take(LONGEST).collect();
-            Error::unknown("device", &short, known, next)
+            let ids = entries().iter().map(|entry| entry.device.id.clone());
+            let shorts = entries().iter().map(|entry| short(&entry.device));
+            let known: Vec<String> = ids.chain(shorts).collect();
+            let start: String = text.chars().take(LONGEST).collect();
+            Error::unknown("device", &start, known.iter().map(String::as_str), next)
         }
         [one] => Error::Unknown {
             kind: "device",

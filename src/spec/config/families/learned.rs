@@ -30,6 +30,12 @@ const USUAL: Keys = Keys {
     positions: "max_position_embeddings",
 };
 
+const LAYER_NORM: Norm = Norm {
+    kind: NormKind::LayerNorm,
+    eps: 1e-5,
+    unit_offset: false,
+};
+
 /// GPT-2 (Radford et al. 2019).
 pub(super) fn gpt2(fields: &Fields) -> Result<ModelSpec> {
     let why = "attention scaled by the layer's index";
@@ -127,11 +133,7 @@ fn base(fields: &Fields, family: Family, keys: &Keys, positions: u64) -> Result<
         token_types: 0,
         embedding_norm: false,
         embedding_scale: 1.0,
-        norm: Norm {
-            kind: NormKind::LayerNorm,
-            eps: 1e-5,
-            unit_offset: false,
-        },
+        norm: LAYER_NORM,
         norm_placement: NormPlacement::Pre,
         attention: biased_attention(head_dim),
         mlp: Mlp {
