@@ -13,6 +13,7 @@ use crate::spec::job::Backend;
 use crate::spec::units::Bytes;
 
 pub mod elementwise;
+pub mod simd;
 
 /// What becomes of one output of an op.
 #[derive(Debug, Clone, PartialEq, Eq)]
