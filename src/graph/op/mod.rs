@@ -13,6 +13,8 @@ use crate::spec::job::Backend;
 use crate::spec::units::Bytes;
 
 pub mod elementwise;
+pub mod gemm;
+pub mod matmul;
 pub mod simd;
 
 /// What becomes of one output of an op.
