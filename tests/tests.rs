@@ -1,5 +1,7 @@
 //! The test crate: one binary, one module per subject.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod derivatives;
+mod ops_norm;
 mod ops_simd;
 mod reference;

@@ -15,6 +15,7 @@ use crate::spec::units::Bytes;
 pub mod elementwise;
 pub mod gemm;
 pub mod matmul;
+pub mod norm;
 pub mod simd;
 
 /// What becomes of one output of an op.
@@ -239,6 +240,19 @@ pub fn expect_inputs(op: &'static str, inputs: &[Type], count: usize) -> Result<
     expect(op, inputs.len() == count, || {
         format!("takes {count} inputs, got {}", inputs.len())
     })
+}
+
+/// The outputs of a call, which must be `N`.
+///
+/// # Errors
+/// [`Error::Shape`] naming both counts.
+pub fn exactly<'s, 'a, const N: usize>(
+    op: &'static str,
+    outputs: &'s mut [ViewMut<'a>],
+) -> Result<&'s mut [ViewMut<'a>; N]> {
+    let count = outputs.len();
+    let why = || Error::shape(op, format!("makes {N} outputs, got room for {count}"));
+    outputs.try_into().map_err(|_| why())
 }
 
 /// Bytes of all inputs and outputs, each once: the least any kernel moves.
