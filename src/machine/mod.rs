@@ -5,8 +5,8 @@ pub mod sim;
 pub mod timeline;
 
 use crate::error::Result;
-use crate::program::{BufferId, EventId, Instr, Program, Span};
 use crate::graph::Stream;
+use crate::program::{BufferId, EventId, Instr, Program, Span};
 use timeline::Timeline;
 
 /// What a machine does with each instruction. It may queue work; [`Machine::finish`] waits for all of it.
@@ -27,7 +27,13 @@ pub trait Machine {
     ///
     /// # Errors
     /// Where the machine cannot run it.
-    fn launch(&mut self, at: usize, node: u32, scratch: Option<BufferId>, stream: Stream) -> Result<()>;
+    fn launch(
+        &mut self,
+        at: usize,
+        node: u32,
+        scratch: Option<BufferId>,
+        stream: Stream,
+    ) -> Result<()>;
 
     /// Queues a copy.
     ///
@@ -63,8 +69,14 @@ pub fn run(program: &Program, machine: &mut dyn Machine) -> Result<Timeline> {
         match *instr {
             Instr::Alloc(buffer) => machine.alloc(at, buffer)?,
             Instr::Free(buffer) => machine.free(at, buffer)?,
-            Instr::Launch { node, scratch, stream } => machine.launch(at, node, scratch, stream)?,
-            Instr::Copy { from, to, stream, .. } => machine.copy(at, from, to, stream)?,
+            Instr::Launch {
+                node,
+                scratch,
+                stream,
+            } => machine.launch(at, node, scratch, stream)?,
+            Instr::Copy {
+                from, to, stream, ..
+            } => machine.copy(at, from, to, stream)?,
             Instr::Signal(stream, event) => machine.signal(stream, event)?,
             Instr::Wait(stream, event) => machine.wait(stream, event)?,
         }

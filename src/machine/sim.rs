@@ -58,7 +58,11 @@ pub struct Sim<'a> {
 impl<'a> Sim<'a> {
     /// A simulation of `program` on `target`.
     pub fn new(program: &'a Program, target: &'a Target) -> Sim<'a> {
-        Sim { program, target, queues: BTreeMap::new() }
+        Sim {
+            program,
+            target,
+            queues: BTreeMap::new(),
+        }
     }
 
     fn push(&mut self, stream: Stream, task: Task) -> Result<()> {
@@ -70,10 +74,17 @@ impl<'a> Sim<'a> {
     fn cost(&self, node: u32, stream: Stream) -> Cost {
         let step = &self.program.step;
         let node = &step.nodes[node as usize];
-        let types = |ids: &[crate::graph::tensor::TensorId]| ids.iter().map(|&i| step.type_of(i).clone()).collect::<Vec<Type>>();
+        let types = |ids: &[crate::graph::tensor::TensorId]| {
+            ids.iter()
+                .map(|&i| step.type_of(i).clone())
+                .collect::<Vec<Type>>()
+        };
         let (inputs, outputs) = (types(&node.inputs), types(&node.outputs));
         let work = node.op.work(&inputs, &outputs);
-        let dtype = inputs.first().or(outputs.first()).map_or(DType::F32, |t| t.dtype);
+        let dtype = inputs
+            .first()
+            .or(outputs.first())
+            .map_or(DType::F32, |t| t.dtype);
         match stream {
             Stream::HostCompute => host_cost(work, self.target),
             _ => device_cost(node.op.as_ref(), work, dtype, self.target),
@@ -84,13 +95,21 @@ impl<'a> Sim<'a> {
 /// Seconds of a kernel on the device: the slowest of its matrix products, its other arithmetic and its traffic, plus the launch.
 fn device_cost(op: &dyn Op, work: Work, dtype: DType, target: &Target) -> Cost {
     let device = &target.device;
-    let measured = device.efficiency.get(&efficiency_key(op.name(), dtype)).copied();
+    let measured = device
+        .efficiency
+        .get(&efficiency_key(op.name(), dtype))
+        .copied();
     let ideal = ideal_seconds(work, dtype, target);
-    let reached = measured.unwrap_or(if work.matmul > 0 { MATMUL_EFFICIENCY } else { MEMORY_EFFICIENCY });
+    let reached = measured.unwrap_or(if work.matmul > 0 {
+        MATMUL_EFFICIENCY
+    } else {
+        MEMORY_EFFICIENCY
+    });
     let seconds = device.launch.0 + ideal / reached;
-    let mut share = [0.0; RESOURCES];
+    let mut share = [0.0f64; RESOURCES];
     share[Resource::Cores as usize] = 1.0;
-    share[Resource::Memory as usize] = (work.bytes as f64 / device.bandwidth / seconds.max(1e-12)).min(1.0);
+    share[Resource::Memory as usize] =
+        (work.bytes as f64 / device.bandwidth / seconds.max(1e-12)).min(1.0);
     Cost { seconds, share }
 }
 
@@ -102,7 +121,10 @@ pub fn efficiency_key(op: &str, dtype: DType) -> String {
 /// Seconds at the device's peaks: what no kernel can beat.
 pub fn ideal_seconds(work: Work, dtype: DType, target: &Target) -> f64 {
     let device = &target.device;
-    let matmul = work.matmul as f64 / dtype_precision(dtype).peak(device).unwrap_or(device.peak.fp32);
+    let matmul = work.matmul as f64
+        / dtype_precision(dtype)
+            .peak(device)
+            .unwrap_or(device.peak.fp32);
     let vector = work.vector as f64 / device.peak.fp32;
     let memory = work.bytes as f64 / device.bandwidth;
     matmul.max(vector).max(memory)
@@ -121,7 +143,7 @@ fn dtype_precision(dtype: DType) -> crate::spec::job::Precision {
 /// Seconds of host arithmetic: bound by the host's memory.
 fn host_cost(work: Work, target: &Target) -> Cost {
     let seconds = work.bytes as f64 / target.host.dram;
-    let mut share = [0.0; RESOURCES];
+    let mut share = [0.0f64; RESOURCES];
     share[Resource::Dram as usize] = 1.0;
     Cost { seconds, share }
 }
@@ -138,11 +160,13 @@ fn copy_cost(bytes: u64, from: Place, to: Place, target: &Target) -> Cost {
         _ => (Resource::Dram, host.dram / 2.0),
     };
     let seconds = bytes as f64 / rate;
-    let mut share = [0.0; RESOURCES];
+    let mut share = [0.0f64; RESOURCES];
     share[resource as usize] = 1.0;
-    share[Resource::Dram as usize] = share[Resource::Dram as usize].max((rate / host.dram).min(1.0));
+    share[Resource::Dram as usize] =
+        share[Resource::Dram as usize].max((rate / host.dram).min(1.0));
     if from == Place::Gpu || to == Place::Gpu {
-        share[Resource::Memory as usize] = share[Resource::Memory as usize].max((rate / target.device.bandwidth).min(1.0));
+        share[Resource::Memory as usize] =
+            share[Resource::Memory as usize].max((rate / target.device.bandwidth).min(1.0));
     }
     Cost { seconds, share }
 }
@@ -159,7 +183,10 @@ impl Machine for Sim<'_> {
         self.push(stream, Task::Work { at, cost })
     }
     fn copy(&mut self, at: usize, from: Span, to: Span, stream: Stream) -> Result<()> {
-        let places = (self.program.buffer(from.buffer).place, self.program.buffer(to.buffer).place);
+        let places = (
+            self.program.buffer(from.buffer).place,
+            self.program.buffer(to.buffer).place,
+        );
         let cost = copy_cost(from.bytes.0, places.0, places.1, self.target);
         self.push(stream, Task::Work { at, cost })
     }
@@ -171,7 +198,11 @@ impl Machine for Sim<'_> {
     }
     fn finish(&mut self) -> Result<Timeline> {
         let queues = std::mem::take(&mut self.queues);
-        Ok(EventLoop { queues, ..EventLoop::new(self.program.events) }.run())
+        Ok(EventLoop {
+            queues,
+            ..EventLoop::new(self.program.events)
+        }
+        .run())
     }
 }
 
@@ -198,7 +229,13 @@ struct EventLoop {
 impl EventLoop {
     fn new(events: u32) -> EventLoop {
         let happened = vec![false; events as usize];
-        EventLoop { queues: BTreeMap::new(), running: Vec::new(), happened, now: 0.0, marks: Vec::new() }
+        EventLoop {
+            queues: BTreeMap::new(),
+            running: Vec::new(),
+            happened,
+            now: 0.0,
+            marks: Vec::new(),
+        }
     }
 
     fn run(mut self) -> Timeline {
@@ -208,10 +245,18 @@ impl EventLoop {
                 break;
             }
             let rates = fair_rates(&self.running);
-            let next = self.running.iter().zip(&rates).map(|(r, rate)| r.left / rate).fold(f64::INFINITY, f64::min);
+            let next = self
+                .running
+                .iter()
+                .zip(&rates)
+                .map(|(r, rate)| r.left / rate)
+                .fold(f64::INFINITY, f64::min);
             self.advance(next, &rates);
         }
-        Timeline { marks: self.marks, total: Seconds(self.now) }
+        Timeline {
+            marks: self.marks,
+            total: Seconds(self.now),
+        }
     }
 
     /// Starts the head of every idle stream, events included, until nothing changes.
@@ -233,7 +278,13 @@ impl EventLoop {
                         }
                         Task::Work { at, cost } => {
                             let (start, left) = (self.now, cost.seconds);
-                            self.running.push(Running { at, stream, start, left, share: cost.share });
+                            self.running.push(Running {
+                                at,
+                                stream,
+                                start,
+                                left,
+                                share: cost.share,
+                            });
                             queue.pop_front();
                             break;
                         }
@@ -255,7 +306,12 @@ impl EventLoop {
         self.running.retain(|r| {
             let ended = r.left <= 1e-12;
             if ended {
-                marks.push(Mark { at: r.at, stream: r.stream, start: r.start, end: now });
+                marks.push(Mark {
+                    at: r.at,
+                    stream: r.stream,
+                    start: r.start,
+                    end: now,
+                });
             }
             !ended
         });
@@ -284,11 +340,22 @@ fn fair_rates(running: &[Running]) -> Vec<f64> {
 }
 
 /// The level at which the next resource fills, at most 1, and that resource.
-fn next_full(running: &[Running], rates: &[f64], open: &[bool], level: f64) -> (f64, Option<usize>) {
+fn next_full(
+    running: &[Running],
+    rates: &[f64],
+    open: &[bool],
+    level: f64,
+) -> (f64, Option<usize>) {
     let mut best = (1.0, None);
     for resource in 0..RESOURCES {
-        let fixed: f64 = (0..running.len()).filter(|&i| !open[i]).map(|i| running[i].share[resource] * rates[i]).sum();
-        let growing: f64 = (0..running.len()).filter(|&i| open[i]).map(|i| running[i].share[resource]).sum();
+        let fixed: f64 = (0..running.len())
+            .filter(|&i| !open[i])
+            .map(|i| running[i].share[resource] * rates[i])
+            .sum();
+        let growing: f64 = (0..running.len())
+            .filter(|&i| open[i])
+            .map(|i| running[i].share[resource])
+            .sum();
         if growing > 0.0 {
             let reach = ((1.0 - fixed) / growing).max(level.max(1e-3));
             if reach < best.0 {

@@ -33,7 +33,12 @@ impl Arena {
         let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) }.max(4096) as usize;
         let refused = |why: std::io::Error| {
             let next = "free memory, or give a smaller --gpu or --ram";
-            Error::value(format!("arena of the place {what}"), bytes, why.to_string(), next)
+            Error::value(
+                format!("arena of the place {what}"),
+                bytes,
+                why.to_string(),
+                next,
+            )
         };
         let body = (bytes.0 as usize).next_multiple_of(page);
         let mapped = body + page;
@@ -45,9 +50,15 @@ impl Arena {
             return Err(refused(std::io::Error::last_os_error()));
         }
         let start = mapping.cast::<u8>().wrapping_add(body - bytes.0 as usize);
-        let arena = Arena { base: NonNull::new(start).unwrap_or(NonNull::dangling()), bytes: bytes.0 as usize, mapping, mapped };
+        let arena = Arena {
+            base: NonNull::new(start).unwrap_or(NonNull::dangling()),
+            bytes: bytes.0 as usize,
+            mapping,
+            mapped,
+        };
         // SAFETY: the last page of the mapping just made.
-        let guarded = unsafe { libc::mprotect(mapping.cast::<u8>().add(body).cast(), page, libc::PROT_NONE) };
+        let guarded =
+            unsafe { libc::mprotect(mapping.cast::<u8>().add(body).cast(), page, libc::PROT_NONE) };
         if guarded != 0 {
             return Err(refused(std::io::Error::last_os_error()));
         }
@@ -61,7 +72,11 @@ impl Arena {
 
     fn at(&self, offset: u64, len: u64) -> *mut u8 {
         let end = offset.checked_add(len);
-        assert!(end.is_some_and(|end| end <= self.bytes as u64), "{len} bytes at {offset} leave an arena of {}", self.bytes);
+        assert!(
+            end.is_some_and(|end| end <= self.bytes as u64),
+            "{len} bytes at {offset} leave an arena of {}",
+            self.bytes
+        );
         self.base.as_ptr().wrapping_add(offset as usize)
     }
 
@@ -105,11 +120,23 @@ impl DiskFile {
     /// # Errors
     /// Where the folder cannot be written.
     pub fn new(folder: &Path) -> Result<DiskFile> {
-        let path = folder.join(format!(".memfit-offload-{}-{:x}", std::process::id(), unique()));
+        let path = folder.join(format!(
+            ".memfit-offload-{}-{:x}",
+            std::process::id(),
+            unique()
+        ));
         let refused = |source| Error::io(folder, "create an offload file in", source);
-        let file = File::options().read(true).write(true).create_new(true).open(&path).map_err(refused)?;
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&path)
+            .map_err(refused)?;
         std::fs::remove_file(&path).map_err(refused)?;
-        Ok(DiskFile { file, folder: folder.to_path_buf() })
+        Ok(DiskFile {
+            file,
+            folder: folder.to_path_buf(),
+        })
     }
 
     /// Reads `into.len()` bytes at `offset`; what was never written is zero.
@@ -136,7 +163,9 @@ impl DiskFile {
     /// # Errors
     /// Where the disk is full or fails.
     pub fn write(&self, offset: u64, from: &[u8]) -> Result<()> {
-        self.file.write_all_at(from, offset).map_err(|e| Error::io(&self.folder, "write the offload file in", e))
+        self.file
+            .write_all_at(from, offset)
+            .map_err(|e| Error::io(&self.folder, "write the offload file in", e))
     }
 }
 

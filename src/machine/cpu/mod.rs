@@ -53,7 +53,9 @@ impl Places {
     }
 
     fn file(&self) -> &DiskFile {
-        self.disk.as_ref().unwrap_or_else(|| panic!("a program without disk buffers touched the disk"))
+        self.disk
+            .as_ref()
+            .unwrap_or_else(|| panic!("a program without disk buffers touched the disk"))
     }
 
     #[allow(unsafe_code)]
@@ -102,15 +104,27 @@ impl Cpu {
     ///
     /// # Errors
     /// Where memory or the folder is refused.
-    pub fn new(height: PerPlace<Bytes>, backend: Backend, folder: &Path, settings: Settings) -> Result<Cpu> {
+    pub fn new(
+        height: PerPlace<Bytes>,
+        backend: Backend,
+        folder: &Path,
+        settings: Settings,
+    ) -> Result<Cpu> {
         let threads = match backend {
             Backend::Cpu { threads } => threads.max(1) as usize,
             Backend::Cuda { .. } => {
                 let next = "lower the plan for this CPU first";
-                return Err(Error::value("backend", format!("{backend:?}"), "this machine is a CPU", next));
+                return Err(Error::value(
+                    "backend",
+                    format!("{backend:?}"),
+                    "this machine is a CPU",
+                    next,
+                ));
             }
         };
-        let disk = (height.disk > Bytes::ZERO).then(|| DiskFile::new(folder)).transpose()?;
+        let disk = (height.disk > Bytes::ZERO)
+            .then(|| DiskFile::new(folder))
+            .transpose()?;
         let places = Places {
             gpu: Arena::new("gpu", height.gpu)?,
             pinned: Arena::new("pinned", height.pinned)?,
@@ -118,7 +132,13 @@ impl Cpu {
             disk,
         };
         let mark = PerPlace::default();
-        Ok(Cpu { places, settings, compute: pool(threads)?, host: pool(1)?, mark })
+        Ok(Cpu {
+            places,
+            settings,
+            compute: pool(threads)?,
+            host: pool(1)?,
+            mark,
+        })
     }
 
     /// The largest end address handed out so far in each place.
@@ -130,8 +150,19 @@ impl Cpu {
     ///
     /// # Errors
     /// The first failure of any instruction.
-    pub fn run(&mut self, program: &Program, port: &dyn Port, scalars: Scalars) -> Result<Timeline> {
-        let Cpu { places, settings, compute, host, mark } = self;
+    pub fn run(
+        &mut self,
+        program: &Program,
+        port: &dyn Port,
+        scalars: Scalars,
+    ) -> Result<Timeline> {
+        let Cpu {
+            places,
+            settings,
+            compute,
+            host,
+            mark,
+        } = self;
         let board = Board::new(program.events);
         let epoch = Instant::now();
         let (places, board, host) = (&*places, &board, &*host);
@@ -140,15 +171,40 @@ impl Cpu {
             let mut threads = Vec::new();
             for stream in streams(program) {
                 let (sender, receiver) = std::sync::mpsc::channel();
-                let pool = if stream == Stream::Compute { &*compute } else { host };
+                let pool = if stream == Stream::Compute {
+                    &*compute
+                } else {
+                    host
+                };
                 let throttle = throttle(*settings, stream);
                 let seed = settings.seed;
-                let worker = Worker { stream, program, places, board, port, scalars, seed, pool, throttle, epoch };
+                let worker = Worker {
+                    stream,
+                    program,
+                    places,
+                    board,
+                    port,
+                    scalars,
+                    seed,
+                    pool,
+                    throttle,
+                    epoch,
+                };
                 threads.push(scope.spawn(move || worker.run(receiver)));
                 queues.insert(stream, sender);
             }
             let poison = settings.poison;
-            let walk = Walk { program, queues, threads, board, epoch, poison, mark, live: PerPlace::default(), buffers: buffers(program) };
+            let walk = Walk {
+                program,
+                queues,
+                threads,
+                board,
+                epoch,
+                poison,
+                mark,
+                live: PerPlace::default(),
+                buffers: buffers(program),
+            };
             walk.all()
         })
     }
@@ -180,7 +236,10 @@ fn streams(program: &Program) -> Vec<Stream> {
             _ => false,
         })
     };
-    Stream::ALL.into_iter().filter(|s| *s == Stream::Compute || used(s)).collect()
+    Stream::ALL
+        .into_iter()
+        .filter(|s| *s == Stream::Compute || used(s))
+        .collect()
 }
 
 /// The buffer of each storage.
@@ -221,7 +280,11 @@ impl Walk<'_, '_> {
 
     fn join(&mut self) -> Vec<Mark> {
         self.queues.clear();
-        let mut marks: Vec<Mark> = self.threads.drain(..).flat_map(|t| t.join().unwrap_or_default()).collect();
+        let mut marks: Vec<Mark> = self
+            .threads
+            .drain(..)
+            .flat_map(|t| t.join().unwrap_or_default())
+            .collect();
         marks.sort_by(|a, b| a.start.total_cmp(&b.start).then(a.at.cmp(&b.at)));
         marks
     }
@@ -229,7 +292,11 @@ impl Walk<'_, '_> {
     fn push(&self, stream: Stream, task: Task) -> Result<()> {
         let sent = self.queues[&stream].send(task);
         // A closed queue means that its stream failed: the board knows why.
-        sent.map_err(|_| self.board.failure().unwrap_or(Error::Interrupted { saved: None }))
+        sent.map_err(|_| {
+            self.board
+                .failure()
+                .unwrap_or(Error::Interrupted { saved: None })
+        })
     }
 
     /// The range of a buffer's part, counted towards the mark.
@@ -239,21 +306,38 @@ impl Walk<'_, '_> {
         let offset = buffer.offset.0 + offset;
         let end = Bytes(offset + bytes).round_up(alignment(place));
         self.mark[place] = self.mark[place].max(end);
-        Range { place, offset, bytes }
+        Range {
+            place,
+            offset,
+            bytes,
+        }
     }
 
     fn value(&mut self, value: TensorId) -> Range {
         let tensor = self.program.step.tensor(value);
         let (offset, bytes) = (tensor.offset, tensor.at.bytes().0);
         let buffer = self.buffers[tensor.storage.0 as usize];
-        let buffer = buffer.unwrap_or_else(|| panic!("`{}` has no buffer", self.program.step.storage(tensor.storage).name));
+        let buffer = buffer.unwrap_or_else(|| {
+            panic!(
+                "`{}` has no buffer",
+                self.program.step.storage(tensor.storage).name
+            )
+        });
         self.hand_out(buffer, offset, bytes)
     }
 
     fn poison(&self, id: BufferId) -> Result<()> {
         let buffer = self.program.buffer(id);
-        let range = Range { place: buffer.place, offset: buffer.offset.0, bytes: buffer.bytes.0 };
-        if self.poison { self.push(buffer.home, Task::Poison(range)) } else { Ok(()) }
+        let range = Range {
+            place: buffer.place,
+            offset: buffer.offset.0,
+            bytes: buffer.bytes.0,
+        };
+        if self.poison {
+            self.push(buffer.home, Task::Poison(range))
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -261,10 +345,20 @@ impl Machine for Walk<'_, '_> {
     fn alloc(&mut self, at: usize, id: BufferId) -> Result<()> {
         let buffer = self.program.buffer(id);
         let (start, end) = (buffer.offset.0, (buffer.offset + buffer.bytes).0);
-        let taken = self.live[buffer.place].range(..end).next_back().is_some_and(|(_, other)| *other > start);
+        let taken = self.live[buffer.place]
+            .range(..end)
+            .next_back()
+            .is_some_and(|(_, other)| *other > start);
         if taken || buffer.offset + buffer.bytes > self.program.height[buffer.place] {
-            let why = format!("`{}` at {start}..{end} of {:?} overlaps a live buffer or leaves the arena", buffer.name, buffer.place);
-            return Err(Error::Rule { rule: "overlap", instruction: at, why });
+            let why = format!(
+                "`{}` at {start}..{end} of {:?} overlaps a live buffer or leaves the arena",
+                buffer.name, buffer.place
+            );
+            return Err(Error::Rule {
+                rule: "overlap",
+                instruction: at,
+                why,
+            });
         }
         self.live[buffer.place].insert(start, end);
         self.poison(id)
@@ -276,18 +370,46 @@ impl Machine for Walk<'_, '_> {
         self.poison(id)
     }
 
-    fn launch(&mut self, at: usize, node: u32, scratch: Option<BufferId>, stream: Stream) -> Result<()> {
+    fn launch(
+        &mut self,
+        at: usize,
+        node: u32,
+        scratch: Option<BufferId>,
+        stream: Stream,
+    ) -> Result<()> {
         let program = self.program;
         let what = &program.step.nodes[node as usize];
         if what.op.name() == crate::graph::op::transfer::SETTLE {
             return Ok(()); // It only orders; the waits before it have done so.
         }
-        let overwritten: Vec<usize> = program.step.overwrites(what).into_iter().flatten().collect();
+        let overwritten: Vec<usize> = program
+            .step
+            .overwrites(what)
+            .into_iter()
+            .flatten()
+            .collect();
         let outputs = what.outputs.iter().map(|&v| self.value(v)).collect();
         let inputs = what.inputs.iter().enumerate();
-        let inputs = inputs.map(|(i, &v)| if overwritten.contains(&i) { None } else { Some(self.value(v)) }).collect();
+        let inputs = inputs
+            .map(|(i, &v)| {
+                if overwritten.contains(&i) {
+                    None
+                } else {
+                    Some(self.value(v))
+                }
+            })
+            .collect();
         let scratch = scratch.map(|id| self.hand_out(id, 0, program.buffer(id).exact.0));
-        self.push(stream, Task::Launch { at, node: node as usize, inputs, outputs, scratch })
+        self.push(
+            stream,
+            Task::Launch {
+                at,
+                node: node as usize,
+                inputs,
+                outputs,
+                scratch,
+            },
+        )
     }
 
     fn copy(&mut self, at: usize, from: Span, to: Span, stream: Stream) -> Result<()> {
@@ -308,7 +430,10 @@ impl Machine for Walk<'_, '_> {
         let marks = self.join();
         match self.board.failure() {
             Some(error) => Err(error),
-            None => Ok(Timeline { marks, total: Seconds(self.epoch.elapsed().as_secs_f64()) }),
+            None => Ok(Timeline {
+                marks,
+                total: Seconds(self.epoch.elapsed().as_secs_f64()),
+            }),
         }
     }
 }

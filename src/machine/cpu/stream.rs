@@ -9,7 +9,6 @@ use crate::error::{Error, Result};
 use crate::graph::Stream;
 use crate::graph::op::{Io, Port, Scalars, View, ViewMut};
 use crate::graph::random::Key;
-use crate::graph::tensor::Type;
 use crate::machine::timeline::Mark;
 use crate::program::Program;
 use crate::spec::job::Place;
@@ -29,7 +28,13 @@ pub struct Range {
 #[derive(Debug)]
 pub enum Task {
     /// A node with where its values lie.
-    Launch { at: usize, node: usize, inputs: Vec<Option<Range>>, outputs: Vec<Range>, scratch: Option<Range> },
+    Launch {
+        at: usize,
+        node: usize,
+        inputs: Vec<Option<Range>>,
+        outputs: Vec<Range>,
+        scratch: Option<Range>,
+    },
     /// A copy.
     Copy { at: usize, from: Range, to: Range },
     /// An event happens.
@@ -57,12 +62,21 @@ struct State {
 impl Board {
     /// No event has happened yet.
     pub fn new(events: u32) -> Board {
-        let state = State { happened: vec![false; events as usize], failure: None, failed: false };
-        Board { state: Mutex::new(state), changed: Condvar::new() }
+        let state = State {
+            happened: vec![false; events as usize],
+            failure: None,
+            failed: false,
+        };
+        Board {
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+        }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.state
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     fn signal(&self, event: usize) {
@@ -74,7 +88,10 @@ impl Board {
     fn wait(&self, event: usize) -> bool {
         let mut state = self.lock();
         while !state.happened[event] && !state.failed {
-            state = self.changed.wait(state).unwrap_or_else(std::sync::PoisonError::into_inner);
+            state = self
+                .changed
+                .wait(state)
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
         }
         !state.failed
     }
@@ -154,21 +171,38 @@ impl Worker<'_> {
                 self.copy(from, to)?;
                 at
             }
-            Task::Launch { at, node, inputs, outputs, scratch } => {
+            Task::Launch {
+                at,
+                node,
+                inputs,
+                outputs,
+                scratch,
+            } => {
                 self.launch(node, &inputs, &outputs, scratch)?;
                 at
             }
         };
-        marks.push(Mark { at, stream: self.stream, start, end: self.epoch.elapsed().as_secs_f64() });
+        marks.push(Mark {
+            at,
+            stream: self.stream,
+            start,
+            end: self.epoch.elapsed().as_secs_f64(),
+        });
         Ok(true)
     }
 
     fn copy(&self, from: Range, to: Range) -> Result<()> {
-        let Some(rate) = self.throttle else { return self.places.copy(from, to) };
+        let Some(rate) = self.throttle else {
+            return self.places.copy(from, to);
+        };
         let begin = Instant::now();
         for at in (0..from.bytes).step_by(PIECE as usize) {
             let bytes = PIECE.min(from.bytes - at);
-            let piece = |range: Range| Range { offset: range.offset + at, bytes, ..range };
+            let piece = |range: Range| Range {
+                offset: range.offset + at,
+                bytes,
+                ..range
+            };
             self.places.copy(piece(from), piece(to))?;
             let due = Duration::from_secs_f64((at + bytes) as f64 / rate);
             std::thread::sleep(due.saturating_sub(begin.elapsed()));
@@ -176,23 +210,47 @@ impl Worker<'_> {
         Ok(())
     }
 
-    fn launch(&self, node: usize, inputs: &[Option<Range>], outputs: &[Range], scratch: Option<Range>) -> Result<()> {
+    fn launch(
+        &self,
+        node: usize,
+        inputs: &[Option<Range>],
+        outputs: &[Range],
+        scratch: Option<Range>,
+    ) -> Result<()> {
         let step = &self.program.step;
         let node = &step.nodes[node];
-        let types = |ids: &[crate::graph::tensor::TensorId]| ids.iter().map(|&i| step.type_of(i)).collect::<Vec<&Type>>();
-        let (input_types, output_types) = (types(&node.inputs), types(&node.outputs));
-        let view = |(&at, range): (&&'_ Type, &Option<Range>)| View { at: unlink(at), bytes: range.map_or(&[][..], |r| self.places.read(r)) };
-        let inputs = input_types.iter().zip(inputs).map(view).collect();
-        let outputs = output_types.iter().zip(outputs).map(|(&at, &r)| ViewMut { at, bytes: self.places.write(r) }).collect();
+        let inputs = node.inputs.iter().zip(inputs).map(|(&value, range)| View {
+            at: step.type_of(value),
+            bytes: range.map_or(&[][..], |r| self.places.read(r)),
+        });
+        let inputs = inputs.collect();
+        let outputs = node
+            .outputs
+            .iter()
+            .zip(outputs)
+            .map(|(&value, &range)| ViewMut {
+                at: step.type_of(value),
+                bytes: self.places.write(range),
+            });
+        let outputs = outputs.collect();
         let scratch = scratch.map_or(&mut [][..], |r| self.places.write(r));
         let key = Key::new(self.seed, self.scalars.step, &node.origin);
-        let mut io = Io { inputs, outputs, scratch, key, scalars: self.scalars, port: self.port };
-        let ran = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.pool.install(|| node.op.cpu(&mut io))));
-        ran.unwrap_or_else(|_| Err(Error::shape(node.op.name(), format!("stopped inside node `{}`", node.origin))))
+        let mut io = Io {
+            inputs,
+            outputs,
+            scratch,
+            key,
+            scalars: self.scalars,
+            port: self.port,
+        };
+        let ran = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            self.pool.install(|| node.op.cpu(&mut io))
+        }));
+        ran.unwrap_or_else(|_| {
+            Err(Error::shape(
+                node.op.name(),
+                format!("stopped inside node `{}`", node.origin),
+            ))
+        })
     }
-}
-
-/// The same reference: a place to name its lifetime.
-fn unlink(at: &Type) -> &Type {
-    at
 }
