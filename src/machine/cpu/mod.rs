@@ -1,7 +1,7 @@
 //! The machine that really runs: places are arenas of the planned bytes, streams are threads.
 
 pub mod arena;
-pub mod stream;
+mod stream;
 
 use std::collections::BTreeMap;
 use std::path::Path;
