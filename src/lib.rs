@@ -3,5 +3,7 @@
 pub mod error;
 pub mod graph;
 pub mod machine;
+pub mod plan;
 pub mod program;
 pub mod spec;
+pub mod technique;

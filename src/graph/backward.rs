@@ -166,6 +166,13 @@ impl Backward<'_> {
         let input = self.node.inputs[index];
         let sum = match self.gradients.of(input) {
             None => gradient,
+            // A parameter's sum stays where it is: it may be one that micro-batches share.
+            Some(before)
+                if self.gradients.parameters.contains(&input)
+                    && self.gradients.owned.contains(&before) =>
+            {
+                self.emit(Add, &[gradient, before])?[0]
+            }
             Some(before) if self.gradients.owned.contains(&gradient) => {
                 self.emit(Add, &[before, gradient])?[0]
             }

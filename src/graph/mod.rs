@@ -5,6 +5,7 @@ pub mod build;
 pub mod op;
 pub mod order;
 pub mod random;
+pub mod reach;
 pub mod tensor;
 
 use std::sync::Arc;
@@ -33,6 +34,13 @@ pub enum Phase {
     Update,
     /// Copying persistent storages out.
     Save,
+}
+
+impl Phase {
+    /// Whether it comes after the forward pass: what it reads of the forward pass was kept for it.
+    pub fn is_later(self) -> bool {
+        matches!(self, Phase::Recompute | Phase::Backward | Phase::Update)
+    }
 }
 
 /// A queue that runs its nodes in order, beside the other queues.
@@ -316,6 +324,10 @@ impl Step {
 pub struct StepSet {
     /// Each step and how often it runs.
     pub steps: Vec<(When, Step)>,
+    /// Blocks before a use at which what it needs is fetched.
+    pub lead: usize,
+    /// Blocks after a copy out for which its source stays, before the compute stream waits.
+    pub lag: usize,
 }
 
 impl StepSet {

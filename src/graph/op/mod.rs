@@ -1,5 +1,6 @@
 //! What an op is: its types, its work, its derivative and its definition on a CPU, side by side.
 
+use std::any::Any;
 use std::fmt::Debug;
 
 use bytemuck::{Pod, Zeroable};
@@ -49,7 +50,7 @@ pub struct Work {
 }
 
 /// One operation, defined once: what it makes, what it costs, how it is differentiated, what it computes.
-pub trait Op: Debug + Send + Sync {
+pub trait Op: Any + Debug + Send + Sync {
     /// Its name, unique among kinds of ops, in snake case; the backward of `x` is `x_backward`.
     fn name(&self) -> &'static str;
 

@@ -1,0 +1,204 @@
+//! Bringing values to where they are used: a node whose stream cannot touch an input's place gets a copy that it can.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::op::transfer::{MOVE, Move, SETTLE, Settle};
+use super::tensor::{Name, TensorId};
+use super::{Node, Phase, Spot, Step, Stream};
+use crate::error::Result;
+use crate::spec::job::Place;
+
+/// Inserts the fetches and write-backs that `step` needs: inputs that lie elsewhere are fetched `lead` blocks ahead,
+/// once per block; what is overwritten is written back at once.
+///
+/// # Errors
+/// Where a move cannot be typed.
+pub fn bring(step: &mut Step, lead: usize) -> Result<()> {
+    let units = units(step);
+    let mut bringer = Bringer { step, lead, units, fetched: BTreeMap::new(), made: BTreeMap::new(), insert: BTreeMap::new() };
+    let nodes = std::mem::take(&mut bringer.step.nodes);
+    let mut rewritten = Vec::with_capacity(nodes.len());
+    for (index, node) in nodes.into_iter().enumerate() {
+        rewritten.push(bringer.node(index, node)?);
+    }
+    let mut insert = bringer.insert;
+    for (index, node) in rewritten.into_iter().enumerate() {
+        step.nodes.extend(insert.remove(&(index, false)).unwrap_or_default());
+        step.nodes.push(node);
+        step.nodes.extend(insert.remove(&(index, true)).unwrap_or_default());
+    }
+    Ok(())
+}
+
+/// Lets device bytes whose last use is a copy out stay alive for `lag` more blocks, so that the compute stream does not wait for
+/// the copy at once.
+pub fn settle(step: &mut Step, lag: usize) {
+    let units = units(step);
+    let mut last = BTreeMap::new();
+    for (index, node) in step.nodes.iter().enumerate() {
+        for &value in node.inputs.iter().chain(&node.outputs) {
+            last.insert(step.tensor(value).storage, index);
+        }
+    }
+    let leaves = |index: usize, node: &Node| {
+        let storage = step.tensor(node.inputs[0]).storage;
+        let from = step.storage(storage);
+        from.place == Place::Gpu && !from.shared && last.get(&storage) == Some(&index)
+    };
+    let mut insert: BTreeMap<usize, Vec<Node>> = BTreeMap::new();
+    for (index, node) in step.nodes.iter().enumerate() {
+        if node.op.name() == MOVE && leaves(index, node) {
+            let at = units.partition_point(|&u| u < units[index] + 1 + lag);
+            let origin: Name = format!("{}.settle", node.origin).into();
+            insert.entry(at).or_default().push(Node {
+                op: Arc::new(Settle),
+                inputs: vec![node.inputs[0]],
+                outputs: Vec::new(),
+                origin,
+                phase: node.phase,
+                block: node.block.clone(),
+                stream: Stream::Compute,
+            });
+        }
+    }
+    let nodes = std::mem::take(&mut step.nodes);
+    for (index, node) in nodes.into_iter().enumerate() {
+        step.nodes.extend(insert.remove(&index).unwrap_or_default());
+        step.nodes.push(node);
+    }
+    step.nodes.extend(insert.into_values().flatten());
+}
+
+/// Whether work queued in `stream` touches `place` directly.
+pub fn touches(stream: Stream, place: Place) -> bool {
+    match stream {
+        Stream::HostCompute => matches!(place, Place::Pinned | Place::Host),
+        _ => place == Place::Gpu,
+    }
+}
+
+/// Where a stream's values live.
+fn home(stream: Stream) -> Place {
+    if stream == Stream::HostCompute { Place::Pinned } else { Place::Gpu }
+}
+
+/// A run of nodes of one block and part of the step: what `lead` counts in.
+fn units(step: &Step) -> Vec<usize> {
+    let mut units = Vec::with_capacity(step.nodes.len());
+    let mut last: Option<(Name, u8)> = None;
+    let mut unit = 0;
+    for node in &step.nodes {
+        let part = match node.phase {
+            Phase::Recompute | Phase::Backward => 1,
+            Phase::Update => 2,
+            _ => 0,
+        };
+        let here = Some((node.block.clone(), part));
+        unit += usize::from(last.is_some() && last != here);
+        last = here;
+        units.push(unit);
+    }
+    units
+}
+
+struct Bringer<'a> {
+    step: &'a mut Step,
+    lead: usize,
+    units: Vec<usize>,
+    /// The copy of a value for a unit and side.
+    fetched: BTreeMap<(TensorId, usize, bool), TensorId>,
+    /// The last node that wrote each storage, which a fetch must follow.
+    made: BTreeMap<u32, usize>,
+    /// Moves before (false) or after (true) a node.
+    insert: BTreeMap<(usize, bool), Vec<Node>>,
+}
+
+impl Bringer<'_> {
+    /// The node with its inputs within reach; moves are noted for insertion.
+    fn node(&mut self, index: usize, mut node: Node) -> Result<Node> {
+        let name = node.op.name();
+        if name != MOVE && name != SETTLE {
+            let overwrites = self.step.overwrites(&node);
+            for input in 0..node.inputs.len() {
+                let value = node.inputs[input];
+                if touches(node.stream, self.step.storage_of(value).place) {
+                    continue;
+                }
+                let overwriter = overwrites.iter().position(|&o| o == Some(input));
+                let copy = self.fetch(index, &node, value, overwriter.is_some())?;
+                node.inputs[input] = copy;
+                if let Some(output) = overwriter {
+                    self.write_back(index, &mut node, output, value, copy)?;
+                }
+            }
+        }
+        for &output in &node.outputs {
+            self.made.insert(self.step.tensor(output).storage.0, index);
+        }
+        Ok(node)
+    }
+
+    /// A copy of `value` where `node` can touch it: shared within its unit unless it will be overwritten.
+    fn fetch(&mut self, index: usize, node: &Node, value: TensorId, own: bool) -> Result<TensorId> {
+        let unit = self.units[index];
+        let on_host = node.stream == Stream::HostCompute;
+        if let Some(&copy) = self.fetched.get(&(value, unit, on_host)).filter(|_| !own) {
+            return Ok(copy);
+        }
+        let storage = self.step.tensor(value).storage;
+        let first = self.units.partition_point(|&u| u + self.lead < unit);
+        let after = self.made.get(&storage.0).map_or(0, |&made| made + 1);
+        let at = if own && self.lead == 0 { index } else { first.max(after).min(index) };
+        let place = home(node.stream);
+        let from = self.step.storage_of(value).place;
+        let role = self.step.storage_of(value).role;
+        let spot = Spot {
+            origin: format!("{}.fetch", self.step.storage_of(value).name).into(),
+            phase: node.phase,
+            block: node.block.clone(),
+            stream: copy_stream(from, place),
+        };
+        let fetch = self.step.node(Arc::new(Move { into: false }), &[value], spot, role, place)?;
+        let copy = fetch.outputs[0];
+        self.insert.entry((at, false)).or_default().push(fetch);
+        if !own {
+            self.fetched.insert((value, unit, on_host), copy);
+        }
+        Ok(copy)
+    }
+
+    /// Output `output` of `node` overwrites `copy` now; a move brings it home over `value`.
+    fn write_back(&mut self, index: usize, node: &mut Node, output: usize, value: TensorId, copy: TensorId) -> Result<()> {
+        let made = node.outputs[output];
+        let mut next = self.step.tensor(copy).clone();
+        next.version += 1;
+        self.step.tensors.push(next);
+        let changed = TensorId(self.step.tensors.len() as u32 - 1);
+        node.outputs[output] = changed;
+        self.made.insert(self.step.tensor(value).storage.0, index);
+        let (from, to) = (self.step.storage_of(changed).place, self.step.storage_of(value).place);
+        let origin: Name = format!("{}.write_back", self.step.storage_of(value).name).into();
+        self.insert.entry((index, true)).or_default().push(Node {
+            op: Arc::new(Move { into: true }),
+            inputs: vec![changed, value],
+            outputs: vec![made],
+            origin,
+            phase: node.phase,
+            block: node.block.clone(),
+            stream: copy_stream(from, to),
+        });
+        Ok(())
+    }
+}
+
+/// The stream a copy between two places counts towards: the one that ends it.
+pub fn copy_stream(from: Place, to: Place) -> Stream {
+    match (from, to) {
+        (_, Place::Disk) => Stream::DiskWrite,
+        (_, Place::Gpu) => Stream::ToDevice,
+        (Place::Gpu, _) => Stream::ToHost,
+        (Place::Disk, _) => Stream::DiskRead,
+        _ => Stream::HostCompute,
+    }
+}

@@ -1,0 +1,165 @@
+//! What is chosen: a job and the techniques applied to it.
+
+pub mod file;
+pub mod steps;
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::spec::job::{Exactness, Job, Precision};
+use crate::technique::{self, Args, Draft, Pattern, TECHNIQUES, Technique};
+
+/// One technique at some sites, with its arguments.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Choice {
+    /// The technique's name.
+    pub technique: String,
+    /// Where, as a pattern over stable paths.
+    #[serde(default = "everywhere")]
+    pub site: String,
+    /// Its arguments.
+    #[serde(default)]
+    pub args: Args,
+}
+
+fn everywhere() -> String {
+    "*".to_string()
+}
+
+impl Choice {
+    /// A choice at `site`.
+    pub fn new(technique: &str, site: &str, args: &[(&str, &str)]) -> Choice {
+        Choice { technique: technique.to_string(), site: site.to_string(), args: Args::new(args) }
+    }
+
+    /// Reads `NAME[:key=value,…]`, as `--fix` takes it; the key `site` says where.
+    ///
+    /// # Errors
+    /// Where the name, a key or a value is unknown.
+    pub fn parse(text: &str) -> Result<Choice> {
+        let (name, rest) = text.split_once(':').unwrap_or((text, ""));
+        let technique = technique::find(name.trim())?;
+        let mut args = Args::default();
+        for pair in rest.split(',').filter(|p| !p.trim().is_empty()) {
+            let next = "write NAME:key=value,key=value";
+            let (key, value) = pair.split_once('=').ok_or_else(|| Error::value("argument", pair, "no `=` in it", next))?;
+            args.0.insert(key.trim().to_string(), value.trim().to_string());
+        }
+        let site = args.0.remove("site").unwrap_or_else(everywhere);
+        let choice = Choice { technique: technique.card().name.to_string(), site, args };
+        choice.check()?;
+        Ok(choice)
+    }
+
+    /// The technique behind the name.
+    ///
+    /// # Errors
+    /// Where there is none.
+    pub fn behind(&self) -> Result<&'static dyn Technique> {
+        technique::find(&self.technique)
+    }
+
+    /// The sites.
+    ///
+    /// # Errors
+    /// Where the pattern cannot be read.
+    pub fn sites(&self) -> Result<Pattern> {
+        Pattern::parse(&self.site)
+    }
+
+    fn check(&self) -> Result<()> {
+        self.args.check(&self.behind()?.card())?;
+        self.sites().map(|_| ())
+    }
+}
+
+impl fmt::Display for Choice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.technique)?;
+        let mut parts = Vec::new();
+        if self.site != "*" {
+            parts.push(format!("site={}", self.site));
+        }
+        if !self.args.0.is_empty() {
+            parts.push(self.args.to_string());
+        }
+        if parts.is_empty() { Ok(()) } else { write!(f, ":{}", parts.join(",")) }
+    }
+}
+
+/// What is asked: a job, what is fixed, and how far the rest may change results.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Request {
+    /// The job.
+    pub job: Job,
+    /// Choices that are made already.
+    pub fixed: Vec<Choice>,
+    /// The laxest class the search may choose from.
+    pub allow: Exactness,
+}
+
+/// A job and choices: decisions only, nothing derived.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// The job.
+    pub job: Job,
+    /// The choices, in the order of [`TECHNIQUES`].
+    pub choices: Vec<Choice>,
+}
+
+impl Plan {
+    /// A plan of `choices`, put in order, with the job's own optimizer and precision added where none is chosen.
+    ///
+    /// # Errors
+    /// Where the job or a choice is wrong, or two exclude each other.
+    pub fn new(job: Job, choices: Vec<Choice>) -> Result<Plan> {
+        job.check()?;
+        let mut choices = choices;
+        let chosen = |choices: &[Choice], names: &[&str]| choices.iter().any(|c| names.contains(&c.technique.as_str()));
+        if job.precision != Precision::F32 && !chosen(&choices, &["mixed_precision"]) {
+            choices.push(Choice::new("mixed_precision", "*", &[("dtype", job.precision.name())]));
+        }
+        if !chosen(&choices, &OPTIMIZERS) {
+            let text = &job.optimizer.0;
+            choices.push(Choice::parse(text).map_err(|_| unknown_optimizer(text))?);
+        }
+        choices.iter().try_for_each(Choice::check)?;
+        let rank = |c: &Choice| TECHNIQUES.iter().position(|t| t.card().name == c.technique);
+        choices.sort_by_key(rank);
+        let plan = Plan { job, choices };
+        plan.draft()?;
+        Ok(plan)
+    }
+
+    /// What is decided before anything is built.
+    ///
+    /// # Errors
+    /// Where two choices exclude each other.
+    pub fn draft(&self) -> Result<Draft> {
+        let mut draft = Draft {
+            batch: self.job.batch,
+            precision: Precision::F32,
+            micro_batches: 1,
+            gradient_format: None,
+            master: false,
+            loss_scale: false,
+            max_norm: None,
+            fused_update: false,
+        };
+        for choice in &self.choices {
+            choice.behind()?.draft(&mut draft, &choice.args)?;
+        }
+        draft.precision.check(&self.job.target.device)?;
+        Ok(draft)
+    }
+}
+
+/// Techniques that are update rules: a plan has exactly one.
+pub const OPTIMIZERS: [&str; 2] = ["adamw", "sgd"];
+
+fn unknown_optimizer(text: &str) -> Error {
+    Error::unknown("optimizer", text, OPTIMIZERS, format!("choose from: {}", OPTIMIZERS.join(", ")))
+}

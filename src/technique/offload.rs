@@ -1,0 +1,176 @@
+//! Sending bytes away between two uses, to host memory or to disk, and bringing them back in time.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::{Args, Argument, Card, Pattern, Technique};
+use crate::error::{Error, Result};
+use crate::graph::op::transfer::{MOVE, Move};
+use crate::graph::reach::copy_stream;
+use crate::graph::tensor::{Name, Role, StorageId, TensorId};
+use crate::graph::{Node, Phase, Spot, Step, StepSet, Stream};
+use crate::spec::job::{Exactness, Place};
+use crate::spec::units::Bytes;
+
+/// Offload of activations, parameters, gradients or optimizer state.
+pub struct Offload;
+
+/// Activations smaller than this stay: a copy's fixed cost is larger than what they save.
+const LEAST: Bytes = Bytes(16 << 10);
+
+impl Technique for Offload {
+    fn card(&self) -> Card {
+        Card {
+            name: "offload",
+            aliases: &["cpu_offload", "zero_offload"],
+            summary: "keeps bytes in host memory or on disk between two uses; may update on the host where the state lives",
+            source: "Ren et al. 2021, arXiv:2101.06840 (ZeRO-Offload); Rajbhandari et al. 2021, arXiv:2104.07857 (ZeRO-Infinity)",
+            exactness: Exactness::Bitwise,
+            arguments: &[
+                Argument { key: "what", default: "activations", meaning: "activations | parameters | gradients | optimizer" },
+                Argument { key: "to", default: "host", meaning: "host | disk" },
+                Argument { key: "update", default: "device", meaning: "host: update there, with what=optimizer" },
+                Argument { key: "lag", default: "1", meaning: "blocks after which the device waits for a copy out" },
+                Argument { key: "lead", default: "1", meaning: "blocks before a use at which its copy in is issued" },
+            ],
+        }
+    }
+
+    fn gap(&self, set: &mut StepSet, sites: &Pattern, args: &Args) -> Result<()> {
+        let card = self.card();
+        let what = args.word(&card, "what", &["activations", "parameters", "gradients", "optimizer"])?;
+        let disk = args.word(&card, "to", &["host", "disk"])? == "disk";
+        let on_host = args.word(&card, "update", &["device", "host"])? == "host";
+        set.lag = set.lag.max(args.number(&card, "lag", (0, 1 << 20))?);
+        set.lead = set.lead.max(args.number(&card, "lead", (0, 1 << 20))?);
+        let place = if disk { Place::Disk } else { Place::Pinned };
+        if on_host && what != "optimizer" {
+            let why = "only the update moves to the host";
+            return Err(Error::value("update of `offload`", "host", why, "use what=optimizer,update=host"));
+        }
+        let found = match what {
+            "activations" => each(set, |step| send_activations(step, sites, place))?,
+            "gradients" => each(set, |step| send_gradients(step, sites, place))?,
+            "parameters" => each(set, |step| Ok(rehome(step, sites, Role::Parameter, place)))?,
+            _ => each(set, |step| {
+                let home = if on_host && !disk { Place::Host } else { place };
+                let found = rehome(step, sites, Role::OptimizerState, home);
+                if on_host {
+                    update_on_host(step, sites);
+                }
+                Ok(found)
+            })?,
+        };
+        match found {
+            true => Ok(()),
+            false => {
+                let why = format!("holds no {what} to send away");
+                Err(Error::value("site of `offload`", sites.to_string(), why, "name layers such as layers.*, or *"))
+            }
+        }
+    }
+}
+
+/// Applies `change` to every step; true where any found something.
+fn each(set: &mut StepSet, mut change: impl FnMut(&mut Step) -> Result<bool>) -> Result<bool> {
+    let mut found = false;
+    for (_, step) in &mut set.steps {
+        found |= change(step)?;
+    }
+    Ok(found)
+}
+
+/// Moves the home of shared storages of `role`; fetches and write-backs follow from it.
+fn rehome(step: &mut Step, sites: &Pattern, role: Role, place: Place) -> bool {
+    let mut found = false;
+    for storage in step.storages.iter_mut().filter(|s| s.shared && s.role == role && sites.matches(&s.name)) {
+        storage.place = place;
+        found = true;
+    }
+    found
+}
+
+/// Runs the updates of matching parameters on the host.
+fn update_on_host(step: &mut Step, sites: &Pattern) {
+    for node in &mut step.nodes {
+        let updates = node.phase == Phase::Update && node.op.name() != "square_sum" && node.op.name() != "clip_scale";
+        if updates && node.op.name() != MOVE && sites.matches(&node.origin) {
+            node.stream = Stream::HostCompute;
+        }
+    }
+}
+
+/// Sends what the forward pass of matching blocks leaves for later, and brings it back.
+fn send_activations(step: &mut Step, sites: &Pattern, place: Place) -> Result<bool> {
+    let mut wanted = BTreeSet::new();
+    for node in step.nodes.iter().filter(|n| n.phase.is_later()) {
+        wanted.extend(node.inputs.iter().copied());
+    }
+    let later = |node: &Node| node.phase.is_later();
+    let send = |step: &Step, node: &Node, value: TensorId| {
+        let storage = step.storage_of(value);
+        node.phase == Phase::Forward
+            && node.op.name() != MOVE
+            && sites.matches(&node.block)
+            && storage.role == Role::Activation
+            && storage.bytes >= LEAST
+            && storage.place == Place::Gpu
+            && wanted.contains(&value)
+    };
+    send_away(step, place, send, later)
+}
+
+/// Sends gradients away as soon as they are whole; the update reads them where they are.
+fn send_gradients(step: &mut Step, sites: &Pattern, place: Place) -> Result<bool> {
+    let mut whole: BTreeMap<StorageId, TensorId> = BTreeMap::new();
+    for node in step.nodes.iter().filter(|n| n.phase != Phase::Update) {
+        for &value in &node.outputs {
+            whole.insert(step.tensor(value).storage, value);
+        }
+    }
+    let shared = |s: &crate::graph::tensor::Storage| s.role == Role::Gradient && s.shared;
+    if step.storages.iter().any(shared) {
+        let next = "leave one of them out";
+        let (one, other) = ("offload of gradients".to_string(), "accumulate".to_string());
+        let why = "micro-batches add to gradients on the device".to_string();
+        return Err(Error::Conflict { one, other, why, next: next.to_string() });
+    }
+    let later = |node: &Node| node.phase == Phase::Update && node.op.name() != "square_sum";
+    let send = |step: &Step, node: &Node, value: TensorId| {
+        let storage = step.storage_of(value);
+        node.phase != Phase::Update
+            && storage.role == Role::Gradient
+            && sites.matches(&storage.name)
+            && whole.get(&step.tensor(value).storage) == Some(&value)
+    };
+    send_away(step, place, send, later)
+}
+
+/// Puts a move to `place` behind each node for each value `send` picks, and lets nodes that are `later` read a copy brought back.
+fn send_away(
+    step: &mut Step,
+    place: Place,
+    send: impl Fn(&Step, &Node, TensorId) -> bool,
+    later: impl Fn(&Node) -> bool,
+) -> Result<bool> {
+    let mut away = BTreeMap::new();
+    for mut node in std::mem::take(&mut step.nodes) {
+        if later(&node) {
+            for input in &mut node.inputs {
+                *input = away.get(input).copied().unwrap_or(*input);
+            }
+        }
+        let sent: Vec<TensorId> = node.outputs.iter().copied().filter(|&o| send(step, &node, o)).collect();
+        let (block, phase) = (node.block.clone(), node.phase);
+        step.nodes.push(node);
+        for value in sent {
+            let origin: Name = format!("{}.away", step.storage_of(value).name).into();
+            let spot = Spot { origin, phase, block: block.clone(), stream: copy_stream(Place::Gpu, place) };
+            let role = step.storage_of(value).role;
+            let node = step.node(Arc::new(Move { into: false }), &[value], spot, role, place)?;
+            away.insert(value, node.outputs[0]);
+            step.nodes.push(node);
+        }
+    }
+    Ok(!away.is_empty())
+}

@@ -1,0 +1,86 @@
+//! Patterns over stable paths: `*`, `layers.*`, `layers.0-11`, `layers.0-11/mlp/*`, several joined by `+`.
+
+use std::fmt;
+
+use crate::error::{Error, Result};
+
+/// A set of paths. Segments are compared one by one; a pattern that ends early matches everything below it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pattern {
+    text: String,
+    alternatives: Vec<Vec<Segment>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Segment {
+    Any,
+    Text(String),
+    /// `stem.from-to`, inclusive.
+    Range(String, u64, u64),
+    /// `stem.*`
+    Each(String),
+}
+
+impl Pattern {
+    /// Everything.
+    pub fn all() -> Pattern {
+        Pattern { text: "*".into(), alternatives: vec![vec![Segment::Any]] }
+    }
+
+    /// Reads a pattern.
+    ///
+    /// # Errors
+    /// Where a range is no range.
+    pub fn parse(text: &str) -> Result<Pattern> {
+        let alternatives = text.split('+').map(|part| part.trim().split('/').map(segment).collect()).collect::<Result<_>>()?;
+        Ok(Pattern { text: text.to_string(), alternatives })
+    }
+
+    /// Whether `path` is in the set.
+    pub fn matches(&self, path: &str) -> bool {
+        self.alternatives.iter().any(|segments| {
+            let mut parts = path.split('/');
+            segments.iter().all(|s| parts.next().is_some_and(|p| s.matches(p)))
+        })
+    }
+}
+
+impl fmt::Display for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+fn segment(text: &str) -> Result<Segment> {
+    let bad = |why: &str| Error::value("site", text, why, "write a path such as layers.0-11/mlp, layers.* or *");
+    if text == "*" {
+        return Ok(Segment::Any);
+    }
+    if text.is_empty() {
+        return Err(bad("an empty part"));
+    }
+    let Some((stem, rest)) = text.split_once('.') else { return Ok(Segment::Text(text.to_string())) };
+    if rest == "*" {
+        return Ok(Segment::Each(stem.to_string()));
+    }
+    match rest.split_once('-') {
+        None => Ok(Segment::Text(text.to_string())),
+        Some((from, to)) => match (from.parse::<u64>(), to.parse::<u64>()) {
+            (Ok(from), Ok(to)) if from <= to => Ok(Segment::Range(stem.to_string(), from, to)),
+            (Ok(_), Ok(_)) => Err(bad("a range that ends before it begins")),
+            _ => Ok(Segment::Text(text.to_string())),
+        },
+    }
+}
+
+impl Segment {
+    fn matches(&self, part: &str) -> bool {
+        let numbered = |stem: &str| part.strip_prefix(stem)?.strip_prefix('.')?.parse::<u64>().ok();
+        match self {
+            Segment::Any => true,
+            Segment::Text(text) => part == text,
+            Segment::Each(stem) => numbered(stem).is_some(),
+            Segment::Range(stem, from, to) => numbered(stem).is_some_and(|n| (*from..=*to).contains(&n)),
+        }
+    }
+}
