@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod derivatives;
+mod ops_activation;
 mod ops_norm;
+mod ops_rope;
 mod ops_simd;
 mod reference;

@@ -12,10 +12,12 @@ use crate::error::{Error, Result};
 use crate::spec::job::Backend;
 use crate::spec::units::Bytes;
 
+pub mod activation;
 pub mod elementwise;
 pub mod gemm;
 pub mod matmul;
 pub mod norm;
+pub mod rope;
 pub mod simd;
 
 /// What becomes of one output of an op.
