@@ -3,6 +3,7 @@
 
 mod derivatives;
 mod ops_activation;
+mod ops_attention;
 mod ops_norm;
 mod ops_rope;
 mod ops_simd;

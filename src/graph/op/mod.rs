@@ -13,12 +13,17 @@ use crate::spec::job::Backend;
 use crate::spec::units::Bytes;
 
 pub mod activation;
+pub mod attention;
+mod attention_backward;
 pub mod elementwise;
+pub mod flash;
 pub mod gemm;
 pub mod matmul;
 pub mod norm;
 pub mod rope;
+pub mod scores;
 pub mod simd;
+pub mod tile;
 
 /// What becomes of one output of an op.
 #[derive(Debug, Clone, PartialEq, Eq)]
