@@ -7,6 +7,12 @@ mod derivatives;
 mod devices;
 mod job;
 mod models;
+
+// Programs: checked and run.
+mod ops_activation;
+mod ops_attention;
 mod ops_norm;
+mod ops_rope;
 mod ops_simd;
+mod programs;
 mod reference;

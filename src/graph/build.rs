@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::op::Op;
 use super::op::activation::{Act, Gated};
 use super::op::attention::{Attention, AttentionShape};
 use super::op::cross_entropy::CrossEntropy;
@@ -14,7 +15,6 @@ use super::op::moe::{Combine, Gather, GroupedLinear, Route};
 use super::op::norm::{LayerNorm, RmsNorm};
 use super::op::rope::Rope;
 use super::op::transfer::{Feed, Report};
-use super::op::Op;
 use super::tensor::{DType, Role, TensorId, Type};
 use super::{Phase, Spot, Step};
 use crate::error::Result;
@@ -72,7 +72,10 @@ pub fn forward(model: &ModelSpec, options: Options) -> Result<Forward> {
     }
     builder.block = "head".into();
     builder.head(x)?;
-    Ok(Forward { step: builder.step, parameters: builder.parameters })
+    Ok(Forward {
+        step: builder.step,
+        parameters: builder.parameters,
+    })
 }
 
 struct Builder<'a> {
@@ -95,7 +98,12 @@ impl Builder<'_> {
         if let Some(&id) = self.named.get(path) {
             return id;
         }
-        let id = self.step.persistent(path, Type::new(shape, self.options.dtype), Place::Gpu, Role::Parameter);
+        let id = self.step.persistent(
+            path,
+            Type::new(shape, self.options.dtype),
+            Place::Gpu,
+            Role::Parameter,
+        );
         self.parameters.push(id);
         self.named.insert(path.to_string(), id);
         id
@@ -107,7 +115,13 @@ impl Builder<'_> {
         self.parameter(&path, shape)
     }
 
-    fn emit_as(&mut self, leaf: &str, op: impl Op + 'static, inputs: &[TensorId], role: Role) -> Result<Vec<TensorId>> {
+    fn emit_as(
+        &mut self,
+        leaf: &str,
+        op: impl Op + 'static,
+        inputs: &[TensorId],
+        role: Role,
+    ) -> Result<Vec<TensorId>> {
         let spot = Spot::compute(Phase::Forward, &self.block, leaf);
         self.step.emit(Arc::new(op), inputs, spot, role)
     }
@@ -118,7 +132,11 @@ impl Builder<'_> {
 
     fn feed(&mut self, name: &str, at: Type) -> Result<TensorId> {
         let leaf = name.rsplit('/').next().unwrap_or(name);
-        let op = Feed { name: name.to_string(), offset: 0, at };
+        let op = Feed {
+            name: name.to_string(),
+            offset: 0,
+            at,
+        };
         Ok(self.emit_as(leaf, op, &[], Role::Input)?[0])
     }
 
@@ -141,7 +159,11 @@ impl Builder<'_> {
                 self.emit(leaf, LayerNorm { eps: norm.eps }, &[x, weight, bias])
             }
             NormKind::RmsNorm => {
-                let op = RmsNorm { eps: norm.eps, unit_offset: norm.unit_offset, width };
+                let op = RmsNorm {
+                    eps: norm.eps,
+                    unit_offset: norm.unit_offset,
+                    width,
+                };
                 self.emit(leaf, op, &[x, weight])
             }
         }
@@ -149,7 +171,14 @@ impl Builder<'_> {
 
     fn dropout(&mut self, leaf: &str, x: TensorId) -> Result<TensorId> {
         match self.model.dropout {
-            rate if rate > 0.0 && self.options.training => self.emit(leaf, Dropout { rate, in_place: true }, &[x]),
+            rate if rate > 0.0 && self.options.training => self.emit(
+                leaf,
+                Dropout {
+                    rate,
+                    in_place: true,
+                },
+                &[x],
+            ),
             _ => Ok(x),
         }
     }
@@ -158,14 +187,27 @@ impl Builder<'_> {
         let model = self.model;
         let tokens = self.feed(TOKENS, Type::new(&[self.rows()], DType::U32))?;
         let table = self.own("token.weight", &[model.vocab, model.hidden]);
-        let mut x = self.emit("token", Embedding { scale: model.embedding_scale }, &[table, tokens])?;
+        let mut x = self.emit(
+            "token",
+            Embedding {
+                scale: model.embedding_scale,
+            },
+            &[table, tokens],
+        )?;
         if model.token_types > 0 {
             let table = self.own("type.weight", &[model.token_types, model.hidden]);
             x = self.emit("type", PositionEmbedding { seq: 1, offset: 0 }, &[x, table])?;
         }
         if let Position::Learned { rows, offset } = model.position {
             let table = self.own("position.weight", &[rows, model.hidden]);
-            x = self.emit("position", PositionEmbedding { seq: self.options.seq, offset }, &[x, table])?;
+            x = self.emit(
+                "position",
+                PositionEmbedding {
+                    seq: self.options.seq,
+                    offset,
+                },
+                &[x, table],
+            )?;
         }
         if model.embedding_norm {
             x = self.norm("norm", x)?;
@@ -193,21 +235,36 @@ impl Builder<'_> {
         x: TensorId,
         body: impl FnOnce(&mut Self, TensorId) -> Result<TensorId>,
     ) -> Result<TensorId> {
-        let (norm, drop, add) = (format!("{part}/norm"), format!("{part}/dropout"), format!("{part}/residual"));
+        let (norm, drop, add) = (
+            format!("{part}/norm"),
+            format!("{part}/dropout"),
+            format!("{part}/residual"),
+        );
         let placement = self.model.norm_placement;
-        let inner = if placement == NormPlacement::Post { x } else { self.norm(&norm, x)? };
+        let inner = if placement == NormPlacement::Post {
+            x
+        } else {
+            self.norm(&norm, x)?
+        };
         let mut y = body(self, inner)?;
         y = self.dropout(&drop, y)?;
         if placement == NormPlacement::Sandwich {
             y = self.norm(&format!("{part}/post_norm"), y)?;
         }
         let sum = self.emit(&add, Add, &[x, y])?;
-        if placement == NormPlacement::Post { self.norm(&norm, sum) } else { Ok(sum) }
+        if placement == NormPlacement::Post {
+            self.norm(&norm, sum)
+        } else {
+            Ok(sum)
+        }
     }
 
     fn attention(&mut self, layer: u64, x: TensorId) -> Result<TensorId> {
         let (model, attention) = (self.model, &self.model.attention);
-        let (q_width, kv_width) = (model.heads * model.head_dim, model.kv_heads * model.head_dim);
+        let (q_width, kv_width) = (
+            model.heads * model.head_dim,
+            model.kv_heads * model.head_dim,
+        );
         let q = self.head_input("q", x, q_width, model.heads)?;
         let k = self.head_input("k", x, kv_width, model.kv_heads)?;
         let v = self.linear("attention/v", x, kv_width, attention.qkv_bias)?;
@@ -222,7 +279,11 @@ impl Builder<'_> {
             window: attention.window.filter(|_| windowed),
             scale: attention.scale,
             softcap: attention.softcap,
-            dropout: if self.options.training { attention.dropout } else { 0.0 },
+            dropout: if self.options.training {
+                attention.dropout
+            } else {
+                0.0
+            },
         };
         let y = self.emit("attention/core", Attention { shape }, &[q, k, v])?;
         self.linear("attention/o", y, model.hidden, attention.out_bias)
@@ -231,11 +292,20 @@ impl Builder<'_> {
     /// Queries or keys: projected, normed per head where the family does, rotated where positions are rotary.
     fn head_input(&mut self, name: &str, x: TensorId, width: u64, heads: u64) -> Result<TensorId> {
         let model = self.model;
-        let mut y = self.linear(&format!("attention/{name}"), x, width, model.attention.qkv_bias)?;
+        let mut y = self.linear(
+            &format!("attention/{name}"),
+            x,
+            width,
+            model.attention.qkv_bias,
+        )?;
         if model.attention.qk_norm {
             let leaf = format!("attention/{name}_norm");
             let weight = self.own(&format!("{leaf}.weight"), &[model.head_dim]);
-            let op = RmsNorm { eps: model.norm.eps, unit_offset: model.norm.unit_offset, width: model.head_dim };
+            let op = RmsNorm {
+                eps: model.norm.eps,
+                unit_offset: model.norm.unit_offset,
+                width: model.head_dim,
+            };
             y = self.emit(&leaf, op, &[y, weight])?;
         }
         match &model.position {
@@ -260,10 +330,22 @@ impl Builder<'_> {
         let inner = if mlp.gated {
             let gate = self.linear("mlp/gate", x, ffn, mlp.bias)?;
             let up = self.linear("mlp/up", x, ffn, mlp.bias)?;
-            self.emit("mlp/act", Gated { kind: mlp.activation }, &[gate, up])?
+            self.emit(
+                "mlp/act",
+                Gated {
+                    kind: mlp.activation,
+                },
+                &[gate, up],
+            )?
         } else {
             let up = self.linear("mlp/up", x, ffn, mlp.bias)?;
-            self.emit("mlp/act", Act { kind: mlp.activation }, &[up])?
+            self.emit(
+                "mlp/act",
+                Act {
+                    kind: mlp.activation,
+                },
+                &[up],
+            )?
         };
         self.linear("mlp/down", inner, self.model.hidden, mlp.bias)
     }
@@ -272,16 +354,34 @@ impl Builder<'_> {
         let Experts { count, top_k } = experts;
         let (hidden, ffn) = (self.model.hidden, self.model.ffn);
         let logits = self.linear("mlp/router", x, count, false)?;
-        let routed = self.emit_as("mlp/route", Route { experts: count, top_k }, &[logits], Role::Activation)?;
+        let routed = self.emit_as(
+            "mlp/route",
+            Route {
+                experts: count,
+                top_k,
+            },
+            &[logits],
+            Role::Activation,
+        )?;
         let (weights, order, offsets) = (routed[0], routed[1], routed[2]);
         let rows = self.emit("mlp/gather", Gather, &[x, order])?;
         let grouped = |builder: &mut Self, leaf: &str, rows: TensorId, out: u64, inner: u64| {
             let weight = builder.own(&format!("mlp/experts.{leaf}.weight"), &[count, out, inner]);
-            builder.emit(&format!("mlp/experts.{leaf}"), GroupedLinear, &[rows, weight, offsets])
+            builder.emit(
+                &format!("mlp/experts.{leaf}"),
+                GroupedLinear,
+                &[rows, weight, offsets],
+            )
         };
         let gate = grouped(self, "gate", rows, ffn, hidden)?;
         let up = grouped(self, "up", rows, ffn, hidden)?;
-        let inner = self.emit("mlp/act", Gated { kind: self.model.mlp.activation }, &[gate, up])?;
+        let inner = self.emit(
+            "mlp/act",
+            Gated {
+                kind: self.model.mlp.activation,
+            },
+            &[gate, up],
+        )?;
         let out = grouped(self, "down", inner, hidden, ffn)?;
         self.emit("mlp/combine", Combine, &[out, weights, order])
     }
@@ -293,10 +393,20 @@ impl Builder<'_> {
         }
         if model.head == Head::MaskedLm {
             x = self.linear("dense", x, model.hidden, true)?;
-            x = self.emit("act", Act { kind: model.mlp.activation }, &[x])?;
+            x = self.emit(
+                "act",
+                Act {
+                    kind: model.mlp.activation,
+                },
+                &[x],
+            )?;
             x = self.norm("transform_norm", x)?;
         }
-        let matrix = if model.tied { "embedding/token.weight" } else { "head/output.weight" };
+        let matrix = if model.tied {
+            "embedding/token.weight"
+        } else {
+            "head/output.weight"
+        };
         let mut inputs = vec![x, self.parameter(matrix, &[model.vocab, model.hidden])];
         let bias = model.head == Head::MaskedLm;
         if bias {
@@ -305,9 +415,15 @@ impl Builder<'_> {
         let logits = self.emit("output", Linear { bias }, &inputs)?;
         let targets = self.feed(TARGETS, Type::new(&[self.rows()], DType::U32))?;
         let scale = self.feed(SCALE, Type::new(&[2], DType::F32))?;
-        let op = CrossEntropy { softcap: model.final_softcap, gradient: self.options.training };
+        let op = CrossEntropy {
+            softcap: model.final_softcap,
+            gradient: self.options.training,
+        };
         let loss = self.emit("loss", op, &[logits, targets, scale])?;
-        let report = Report { name: LOSS.to_string(), offset: 0 };
+        let report = Report {
+            name: LOSS.to_string(),
+            offset: 0,
+        };
         self.emit_as("report", report, &[loss], Role::Activation)?;
         Ok(())
     }

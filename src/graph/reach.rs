@@ -16,7 +16,14 @@ use crate::spec::job::Place;
 /// Where a move cannot be typed.
 pub fn bring(step: &mut Step, lead: usize) -> Result<()> {
     let units = units(step);
-    let mut bringer = Bringer { step, lead, units, fetched: BTreeMap::new(), made: BTreeMap::new(), insert: BTreeMap::new() };
+    let mut bringer = Bringer {
+        step,
+        lead,
+        units,
+        fetched: BTreeMap::new(),
+        made: BTreeMap::new(),
+        insert: BTreeMap::new(),
+    };
     let nodes = std::mem::take(&mut bringer.step.nodes);
     let mut rewritten = Vec::with_capacity(nodes.len());
     for (index, node) in nodes.into_iter().enumerate() {
@@ -24,9 +31,11 @@ pub fn bring(step: &mut Step, lead: usize) -> Result<()> {
     }
     let mut insert = bringer.insert;
     for (index, node) in rewritten.into_iter().enumerate() {
-        step.nodes.extend(insert.remove(&(index, false)).unwrap_or_default());
+        step.nodes
+            .extend(insert.remove(&(index, false)).unwrap_or_default());
         step.nodes.push(node);
-        step.nodes.extend(insert.remove(&(index, true)).unwrap_or_default());
+        step.nodes
+            .extend(insert.remove(&(index, true)).unwrap_or_default());
     }
     Ok(())
 }
@@ -80,7 +89,11 @@ pub fn touches(stream: Stream, place: Place) -> bool {
 
 /// Where a stream's values live.
 fn home(stream: Stream) -> Place {
-    if stream == Stream::HostCompute { Place::Pinned } else { Place::Gpu }
+    if stream == Stream::HostCompute {
+        Place::Pinned
+    } else {
+        Place::Gpu
+    }
 }
 
 /// A run of nodes of one block and part of the step: what `lead` counts in.
@@ -149,7 +162,11 @@ impl Bringer<'_> {
         let storage = self.step.tensor(value).storage;
         let first = self.units.partition_point(|&u| u + self.lead < unit);
         let after = self.made.get(&storage.0).map_or(0, |&made| made + 1);
-        let at = if own && self.lead == 0 { index } else { first.max(after).min(index) };
+        let at = if own && self.lead == 0 {
+            index
+        } else {
+            first.max(after).min(index)
+        };
         let place = home(node.stream);
         let from = self.step.storage_of(value).place;
         let role = self.step.storage_of(value).role;
@@ -159,7 +176,9 @@ impl Bringer<'_> {
             block: node.block.clone(),
             stream: copy_stream(from, place),
         };
-        let fetch = self.step.node(Arc::new(Move { into: false }), &[value], spot, role, place)?;
+        let fetch = self
+            .step
+            .node(Arc::new(Move { into: false }), &[value], spot, role, place)?;
         let copy = fetch.outputs[0];
         self.insert.entry((at, false)).or_default().push(fetch);
         if !own {
@@ -169,7 +188,14 @@ impl Bringer<'_> {
     }
 
     /// Output `output` of `node` overwrites `copy` now; a move brings it home over `value`.
-    fn write_back(&mut self, index: usize, node: &mut Node, output: usize, value: TensorId, copy: TensorId) -> Result<()> {
+    fn write_back(
+        &mut self,
+        index: usize,
+        node: &mut Node,
+        output: usize,
+        value: TensorId,
+        copy: TensorId,
+    ) -> Result<()> {
         let made = node.outputs[output];
         let mut next = self.step.tensor(copy).clone();
         next.version += 1;
@@ -177,7 +203,10 @@ impl Bringer<'_> {
         let changed = TensorId(self.step.tensors.len() as u32 - 1);
         node.outputs[output] = changed;
         self.made.insert(self.step.tensor(value).storage.0, index);
-        let (from, to) = (self.step.storage_of(changed).place, self.step.storage_of(value).place);
+        let (from, to) = (
+            self.step.storage_of(changed).place,
+            self.step.storage_of(value).place,
+        );
         let origin: Name = format!("{}.write_back", self.step.storage_of(value).name).into();
         self.insert.entry((index, true)).or_default().push(Node {
             op: Arc::new(Move { into: true }),

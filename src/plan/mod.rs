@@ -32,7 +32,11 @@ fn everywhere() -> String {
 impl Choice {
     /// A choice at `site`.
     pub fn new(technique: &str, site: &str, args: &[(&str, &str)]) -> Choice {
-        Choice { technique: technique.to_string(), site: site.to_string(), args: Args::new(args) }
+        Choice {
+            technique: technique.to_string(),
+            site: site.to_string(),
+            args: Args::new(args),
+        }
     }
 
     /// Reads `NAME[:key=value,…]`, as `--fix` takes it; the key `site` says where.
@@ -45,11 +49,18 @@ impl Choice {
         let mut args = Args::default();
         for pair in rest.split(',').filter(|p| !p.trim().is_empty()) {
             let next = "write NAME:key=value,key=value";
-            let (key, value) = pair.split_once('=').ok_or_else(|| Error::value("argument", pair, "no `=` in it", next))?;
-            args.0.insert(key.trim().to_string(), value.trim().to_string());
+            let (key, value) = pair
+                .split_once('=')
+                .ok_or_else(|| Error::value("argument", pair, "no `=` in it", next))?;
+            args.0
+                .insert(key.trim().to_string(), value.trim().to_string());
         }
         let site = args.0.remove("site").unwrap_or_else(everywhere);
-        let choice = Choice { technique: technique.card().name.to_string(), site, args };
+        let choice = Choice {
+            technique: technique.card().name.to_string(),
+            site,
+            args,
+        };
         choice.check()?;
         Ok(choice)
     }
@@ -86,7 +97,11 @@ impl fmt::Display for Choice {
         if !self.args.0.is_empty() {
             parts.push(self.args.to_string());
         }
-        if parts.is_empty() { Ok(()) } else { write!(f, ":{}", parts.join(",")) }
+        if parts.is_empty() {
+            Ok(())
+        } else {
+            write!(f, ":{}", parts.join(","))
+        }
     }
 }
 
@@ -118,9 +133,17 @@ impl Plan {
     pub fn new(job: Job, choices: Vec<Choice>) -> Result<Plan> {
         job.check()?;
         let mut choices = choices;
-        let chosen = |choices: &[Choice], names: &[&str]| choices.iter().any(|c| names.contains(&c.technique.as_str()));
+        let chosen = |choices: &[Choice], names: &[&str]| {
+            choices
+                .iter()
+                .any(|c| names.contains(&c.technique.as_str()))
+        };
         if job.precision != Precision::F32 && !chosen(&choices, &["mixed_precision"]) {
-            choices.push(Choice::new("mixed_precision", "*", &[("dtype", job.precision.name())]));
+            choices.push(Choice::new(
+                "mixed_precision",
+                "*",
+                &[("dtype", job.precision.name())],
+            ));
         }
         if !chosen(&choices, &OPTIMIZERS) {
             let text = &job.optimizer.0;
@@ -161,5 +184,10 @@ impl Plan {
 pub const OPTIMIZERS: [&str; 2] = ["adamw", "sgd"];
 
 fn unknown_optimizer(text: &str) -> Error {
-    Error::unknown("optimizer", text, OPTIMIZERS, format!("choose from: {}", OPTIMIZERS.join(", ")))
+    Error::unknown(
+        "optimizer",
+        text,
+        OPTIMIZERS,
+        format!("choose from: {}", OPTIMIZERS.join(", ")),
+    )
 }

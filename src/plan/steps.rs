@@ -26,20 +26,33 @@ impl Plan {
     pub fn steps(&self) -> Result<StepSet> {
         let draft = self.draft()?;
         let training = self.forward(&draft, true)?;
-        let mut set = StepSet { steps: Vec::new(), lead: 0, lag: 0 };
+        let mut set = StepSet {
+            steps: Vec::new(),
+            lead: 0,
+            lag: 0,
+        };
         let rule = self.rule(&draft)?;
         let middle = u32::try_from(draft.micro_batches.saturating_sub(2)).unwrap_or(u32::MAX);
         if draft.micro_batches > 1 {
-            set.steps.push((When::First, micro_batch(training.clone(), &draft, false, None)?));
+            set.steps.push((
+                When::First,
+                micro_batch(training.clone(), &draft, false, None)?,
+            ));
         }
         if middle > 0 {
-            set.steps.push((When::Micro { times: middle }, micro_batch(training.clone(), &draft, true, None)?));
+            set.steps.push((
+                When::Micro { times: middle },
+                micro_batch(training.clone(), &draft, true, None)?,
+            ));
         }
         let last = micro_batch(training, &draft, draft.micro_batches > 1, Some(&rule))?;
         set.steps.push((When::Steady, last));
-        set.steps.push((When::Evaluate, self.forward(&draft, false)?.step));
+        set.steps
+            .push((When::Evaluate, self.forward(&draft, false)?.step));
         for choice in &self.choices {
-            choice.behind()?.gap(&mut set, &choice.sites()?, &choice.args)?;
+            choice
+                .behind()?
+                .gap(&mut set, &choice.sites()?, &choice.args)?;
         }
         agree_on_places(&mut set);
         for (_, step) in &mut set.steps {
@@ -54,7 +67,10 @@ impl Plan {
     /// # Errors
     /// Where a move cannot be typed.
     pub fn transfers(shared: &[Storage]) -> Result<Vec<(When, Step)>> {
-        Ok(vec![(When::Start, transfer(shared, true)?), (When::Save, transfer(shared, false)?)])
+        Ok(vec![
+            (When::Start, transfer(shared, true)?),
+            (When::Save, transfer(shared, false)?),
+        ])
     }
 
     fn forward(&self, draft: &Draft, training: bool) -> Result<Forward> {
@@ -64,10 +80,17 @@ impl Plan {
             Precision::Fp16 => DType::F16,
         };
         let batch = draft.batch / draft.micro_batches;
-        let options = Options { dtype, batch, seq: self.job.seq, training };
+        let options = Options {
+            dtype,
+            batch,
+            seq: self.job.seq,
+            training,
+        };
         let mut forward = build::forward(&self.job.model, options)?;
         for choice in &self.choices {
-            choice.behind()?.forward(&mut forward.step, &choice.sites()?, draft, &choice.args)?;
+            choice
+                .behind()?
+                .forward(&mut forward.step, &choice.sites()?, draft, &choice.args)?;
         }
         Ok(forward)
     }
@@ -75,22 +98,34 @@ impl Plan {
     /// The plan's update rule.
     fn rule(&self, draft: &Draft) -> Result<Rule> {
         let guard = draft.max_norm.is_some() || draft.loss_scale;
-        let chosen = self.choices.iter().find(|c| OPTIMIZERS.contains(&c.technique.as_str()));
-        let rule = chosen.map(|c| c.behind()?.rule(draft.master, guard, &c.args)).transpose()?.flatten();
+        let chosen = self
+            .choices
+            .iter()
+            .find(|c| OPTIMIZERS.contains(&c.technique.as_str()));
+        let rule = chosen
+            .map(|c| c.behind()?.rule(draft.master, guard, &c.args))
+            .transpose()?
+            .flatten();
         Ok(rule.unwrap_or_else(|| panic!("a plan has an optimizer: `Plan::new` sees to it")))
     }
 }
 
 /// One micro-batch with its backward pass: `adds` to gradients of earlier ones, and updates by `rule` if it is the last.
 fn micro_batch(forward: Forward, draft: &Draft, adds: bool, rule: Option<&Rule>) -> Result<Step> {
-    let Forward { mut step, parameters } = forward;
+    let Forward {
+        mut step,
+        parameters,
+    } = forward;
     let keeps = draft.micro_batches > 1;
     let mut gradients = Gradients::new(&step, &parameters, draft.gradient_format);
     if adds {
         for &parameter in &parameters {
             let at = gradient_type(&step, parameter, draft);
             let name = gradient_name(&step, parameter);
-            gradients.seed(parameter, step.persistent(&name, at, Place::Gpu, Role::Gradient));
+            gradients.seed(
+                parameter,
+                step.persistent(&name, at, Place::Gpu, Role::Gradient),
+            );
         }
     }
     let gradients = differentiate(&mut step, gradients)?;
@@ -127,11 +162,19 @@ fn name_gradient(step: &mut Step, parameter: TensorId, gradient: TensorId, keeps
 }
 
 /// Appends the updates of all `pairs` of parameter and gradient.
-fn update(step: &mut Step, pairs: &[(TensorId, TensorId)], draft: &Draft, rule: &Rule) -> Result<()> {
+fn update(
+    step: &mut Step,
+    pairs: &[(TensorId, TensorId)],
+    draft: &Draft,
+    rule: &Rule,
+) -> Result<()> {
     let guard = guard(step, pairs, draft)?;
     let mut updates = Vec::new();
     for &(parameter, gradient) in pairs {
-        updates.push((parameter, one_update(step, parameter, gradient, guard, draft, rule)?));
+        updates.push((
+            parameter,
+            one_update(step, parameter, gradient, guard, draft, rule)?,
+        ));
     }
     match draft.fused_update {
         true => insert_early(step, updates),
@@ -143,7 +186,12 @@ fn update(step: &mut Step, pairs: &[(TensorId, TensorId)], draft: &Draft, rule: 
 fn update_spot(step: &Step, parameter: TensorId) -> Spot {
     let name = &step.storage_of(parameter).name;
     let block = name.split('/').next().unwrap_or(name).into();
-    Spot { origin: name.clone(), phase: Phase::Update, block, stream: Stream::Compute }
+    Spot {
+        origin: name.clone(),
+        phase: Phase::Update,
+        block,
+        stream: Stream::Compute,
+    }
 }
 
 /// The node that updates one parameter.
@@ -165,11 +213,21 @@ fn one_update(
     }
     inputs.extend(guard);
     let spot = update_spot(step, parameter);
-    step.node(rule.op.clone(), &inputs, spot, Role::OptimizerState, Place::Gpu)
+    step.node(
+        rule.op.clone(),
+        &inputs,
+        spot,
+        Role::OptimizerState,
+        Place::Gpu,
+    )
 }
 
 /// The guard of the updates where a norm or a loss scale asks for one: partial sums right behind each gradient, then one scale.
-fn guard(step: &mut Step, pairs: &[(TensorId, TensorId)], draft: &Draft) -> Result<Option<TensorId>> {
+fn guard(
+    step: &mut Step,
+    pairs: &[(TensorId, TensorId)],
+    draft: &Draft,
+) -> Result<Option<TensorId>> {
     if draft.max_norm.is_none() && !draft.loss_scale {
         return Ok(None);
     }
@@ -177,20 +235,38 @@ fn guard(step: &mut Step, pairs: &[(TensorId, TensorId)], draft: &Draft) -> Resu
     let mut partials = Vec::new();
     for &(parameter, gradient) in pairs {
         let spot = update_spot(step, parameter);
-        let spot = Spot { origin: format!("{}.square", spot.origin).into(), ..spot };
-        let node = step.node(Arc::new(SquareSum), &[gradient], spot, Role::Temporary, Place::Gpu)?;
+        let spot = Spot {
+            origin: format!("{}.square", spot.origin).into(),
+            ..spot
+        };
+        let node = step.node(
+            Arc::new(SquareSum),
+            &[gradient],
+            spot,
+            Role::Temporary,
+            Place::Gpu,
+        )?;
         partials.push(node.outputs[0]);
         sums.push((gradient, node));
     }
     insert_behind(step, sums);
     if draft.loss_scale {
-        let fed = |n: &&Node| n.outputs.first().is_some_and(|&o| step.storage_of(o).role == Role::Input && n.origin.ends_with("/scale"));
+        let fed = |n: &&Node| {
+            n.outputs.first().is_some_and(|&o| {
+                step.storage_of(o).role == Role::Input && n.origin.ends_with("/scale")
+            })
+        };
         let scale = step.nodes.iter().find(fed).map(|n| n.outputs[0]);
         partials.push(scale.unwrap_or_else(|| panic!("every step feeds `{SCALE}`")));
     }
-    let op = ClipScale { max_norm: draft.max_norm, loss_scale: draft.loss_scale };
+    let op = ClipScale {
+        max_norm: draft.max_norm,
+        loss_scale: draft.loss_scale,
+    };
     let spot = Spot::compute(Phase::Update, "update", "guard");
-    Ok(Some(step.emit(Arc::new(op), &partials, spot, Role::Temporary)?[0]))
+    Ok(Some(
+        step.emit(Arc::new(op), &partials, spot, Role::Temporary)?[0],
+    ))
 }
 
 /// Inserts each node behind the one that makes the value beside it.
@@ -199,7 +275,8 @@ fn insert_behind(step: &mut Step, nodes: Vec<(TensorId, Node)>) {
     for node in std::mem::take(&mut step.nodes) {
         let made = node.outputs.clone();
         step.nodes.push(node);
-        step.nodes.extend(made.iter().filter_map(|o| after.remove(o)));
+        step.nodes
+            .extend(made.iter().filter_map(|o| after.remove(o)));
     }
     step.nodes.extend(after.into_values());
 }
@@ -214,7 +291,10 @@ fn insert_early(step: &mut Step, updates: Vec<(TensorId, Node)>) {
     }
     let mut behind: BTreeMap<usize, Vec<Node>> = BTreeMap::new();
     for (_, node) in updates {
-        let uses = node.inputs.iter().filter_map(|&v| last.get(&step.tensor(v).storage));
+        let uses = node
+            .inputs
+            .iter()
+            .filter_map(|&v| last.get(&step.tensor(v).storage));
         let at = uses.copied().max().unwrap_or(0);
         behind.entry(at).or_default().push(node);
     }
@@ -227,10 +307,20 @@ fn insert_early(step: &mut Step, updates: Vec<(TensorId, Node)>) {
 /// A shared storage has one place in all steps: where any step's technique put it.
 fn agree_on_places(set: &mut StepSet) {
     let mut places = BTreeMap::new();
-    for storage in set.steps.iter().flat_map(|(_, s)| &s.storages).filter(|s| s.shared && s.place != Place::Gpu) {
+    for storage in set
+        .steps
+        .iter()
+        .flat_map(|(_, s)| &s.storages)
+        .filter(|s| s.shared && s.place != Place::Gpu)
+    {
         places.insert(storage.name.clone(), storage.place);
     }
-    for storage in set.steps.iter_mut().flat_map(|(_, s)| &mut s.storages).filter(|s| s.shared) {
+    for storage in set
+        .steps
+        .iter_mut()
+        .flat_map(|(_, s)| &mut s.storages)
+        .filter(|s| s.shared)
+    {
         storage.place = places.get(&storage.name).copied().unwrap_or(storage.place);
     }
 }
@@ -242,7 +332,13 @@ fn transfer(shared: &[Storage], fills: bool) -> Result<Step> {
         let id = step.add_storage(storage.clone());
         for (count, offset) in (0..storage.bytes.0).step_by(TILE as usize).enumerate() {
             let bytes = TILE.min(storage.bytes.0 - offset);
-            tile(&mut step, id, offset, bytes, if fills { Some(count as u32) } else { None })?;
+            tile(
+                &mut step,
+                id,
+                offset,
+                bytes,
+                if fills { Some(count as u32) } else { None },
+            )?;
         }
     }
     Ok(step)
@@ -253,29 +349,68 @@ fn tile(step: &mut Step, id: StorageId, offset: u64, bytes: u64, fills: Option<u
     let Storage { name, place, .. } = step.storage(id).clone();
     // Raw bytes: no storage has an odd number of them.
     let at = Type::new(&[bytes / 2], DType::Bf16);
-    let part = |version| Tensor { storage: id, at: at.clone(), offset, version };
-    let phase = if fills.is_some() { Phase::Load } else { Phase::Save };
-    let spot = |leaf: &str, stream| Spot { origin: format!("{name}.{leaf}").into(), phase, block: name.clone(), stream };
+    let part = |version| Tensor {
+        storage: id,
+        at: at.clone(),
+        offset,
+        version,
+    };
+    let phase = if fills.is_some() {
+        Phase::Load
+    } else {
+        Phase::Save
+    };
+    let spot = |leaf: &str, stream| Spot {
+        origin: format!("{name}.{leaf}").into(),
+        phase,
+        block: name.clone(),
+        stream,
+    };
     let outside = spot("outside", Stream::HostCompute);
     step.tensors.push(part(fills.unwrap_or(0)));
     let value = TensorId(step.tensors.len() as u32 - 1);
     match fills {
         Some(_) => {
-            let feed = Feed { name: name.to_string(), offset, at: at.clone() };
+            let feed = Feed {
+                name: name.to_string(),
+                offset,
+                at: at.clone(),
+            };
             let feed = step.node(Arc::new(feed), &[], outside, Role::Temporary, Place::Pinned)?;
             let staged = feed.outputs[0];
             step.nodes.push(feed);
             let spot = spot("fill", reach::copy_stream(Place::Pinned, place));
-            let fill = step.node(Arc::new(Move { into: true }), &[staged, value], spot, Role::Temporary, place)?;
+            let fill = step.node(
+                Arc::new(Move { into: true }),
+                &[staged, value],
+                spot,
+                Role::Temporary,
+                place,
+            )?;
             step.nodes.push(fill);
         }
         None => {
             let copy = spot("copy", reach::copy_stream(place, Place::Pinned));
-            let copy = step.node(Arc::new(Move { into: false }), &[value], copy, Role::Temporary, Place::Pinned)?;
+            let copy = step.node(
+                Arc::new(Move { into: false }),
+                &[value],
+                copy,
+                Role::Temporary,
+                Place::Pinned,
+            )?;
             let staged = copy.outputs[0];
             step.nodes.push(copy);
-            let report = Report { name: name.to_string(), offset };
-            let report = step.node(Arc::new(report), &[staged], outside, Role::Temporary, Place::Pinned)?;
+            let report = Report {
+                name: name.to_string(),
+                offset,
+            };
+            let report = step.node(
+                Arc::new(report),
+                &[staged],
+                outside,
+                Role::Temporary,
+                Place::Pinned,
+            )?;
             step.nodes.push(report);
         }
     }

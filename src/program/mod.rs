@@ -4,8 +4,9 @@ pub mod check;
 pub mod lower;
 pub mod place;
 
+use crate::error::Result;
 use crate::graph::tensor::{Name, Role, StorageId};
-use crate::graph::{Phase, Step, Stream, When};
+use crate::graph::{Phase, Step, StepSet, Stream, When};
 use crate::spec::job::{Backend, PerPlace, Place};
 use crate::spec::units::Bytes;
 
@@ -143,6 +144,32 @@ impl Program {
         }
         hash.0
     }
+}
+
+/// Lowers and places all steps of a set: shared storages get equal offsets in every program.
+///
+/// # Errors
+/// Where a move joins places no copy joins.
+pub fn programs(set: StepSet, backend: Backend) -> Result<Vec<Program>> {
+    let shared = set.shared();
+    let lowered = set
+        .steps
+        .into_iter()
+        .map(|(when, step)| lower::lower(when, step, &shared, backend));
+    let mut programs = lowered.collect::<Result<Vec<Program>>>()?;
+    place::place(&mut programs);
+    Ok(programs)
+}
+
+/// What a set of programs takes of each place: the largest height.
+pub fn height(programs: &[Program]) -> PerPlace<Bytes> {
+    let mut most = PerPlace::<Bytes>::default();
+    for program in programs {
+        for place in Place::ALL {
+            most[place] = most[place].max(program.height[place]);
+        }
+    }
+    most
 }
 
 /// FNV-1a.

@@ -16,7 +16,11 @@ impl Technique for Accumulate {
             summary: "runs the batch as micro-batches and sums their gradients in f32",
             source: "Ott et al. 2018, arXiv:1806.00187, section 3.1",
             exactness: Exactness::Rounding,
-            arguments: &[Argument { key: "micro", default: "1", meaning: "sequences of one micro-batch; divides the batch" }],
+            arguments: &[Argument {
+                key: "micro",
+                default: "1",
+                meaning: "sequences of one micro-batch; divides the batch",
+            }],
         }
     }
 
@@ -24,7 +28,12 @@ impl Technique for Accumulate {
         let micro: u64 = args.number(&self.card(), "micro", (1, 1 << 20))?;
         if !draft.batch.is_multiple_of(micro) {
             let why = format!("does not divide the batch of {}", draft.batch);
-            return Err(Error::value("micro of `accumulate`", micro, why, "choose a divisor of the batch"));
+            return Err(Error::value(
+                "micro of `accumulate`",
+                micro,
+                why,
+                "choose a divisor of the batch",
+            ));
         }
         draft.micro_batches = draft.batch / micro;
         if draft.micro_batches > 1 {

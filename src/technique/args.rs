@@ -17,7 +17,12 @@ pub struct Args(pub BTreeMap<String, String>);
 impl Args {
     /// Arguments from pairs.
     pub fn new(pairs: &[(&str, &str)]) -> Args {
-        Args(pairs.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect())
+        Args(
+            pairs
+                .iter()
+                .map(|(k, v)| (k.to_string(), v.to_string()))
+                .collect(),
+        )
     }
 
     /// Refuses keys that `card` does not list.
@@ -30,7 +35,15 @@ impl Args {
             None => Ok(()),
             Some(key) => {
                 let all: Vec<&str> = known().collect();
-                let next = format!("`{}` takes: {}", card.name, if all.is_empty() { "no arguments".to_string() } else { all.join(", ") });
+                let next = format!(
+                    "`{}` takes: {}",
+                    card.name,
+                    if all.is_empty() {
+                        "no arguments".to_string()
+                    } else {
+                        all.join(", ")
+                    }
+                );
                 Err(Error::unknown("argument", key, known(), next))
             }
         }
@@ -38,7 +51,11 @@ impl Args {
 
     /// The value of `key`, or the default `card` gives it.
     fn text<'a>(&'a self, card: &Card, key: &str) -> &'a str {
-        let default = card.arguments.iter().find(|a| a.key == key).map_or("", |a| a.default);
+        let default = card
+            .arguments
+            .iter()
+            .find(|a| a.key == key)
+            .map_or("", |a| a.default);
         self.0.get(key).map_or(default, String::as_str)
     }
 
@@ -46,11 +63,18 @@ impl Args {
     ///
     /// # Errors
     /// Where it cannot be read or lies outside.
-    pub fn number<T: FromStr + PartialOrd + fmt::Display + Copy>(&self, card: &Card, key: &str, range: (T, T)) -> Result<T> {
+    pub fn number<T: FromStr + PartialOrd + fmt::Display + Copy>(
+        &self,
+        card: &Card,
+        key: &str,
+        range: (T, T),
+    ) -> Result<T> {
         let text = self.text(card, key);
         let next = format!("give a number from {} to {}", range.0, range.1);
         let what = || format!("{} of `{}`", key, card.name);
-        let value: T = text.parse().map_err(|_| Error::value(what(), text, "not a number", next.clone()))?;
+        let value: T = text
+            .parse()
+            .map_err(|_| Error::value(what(), text, "not a number", next.clone()))?;
         match value >= range.0 && value <= range.1 {
             true => Ok(value),
             false => Err(Error::value(what(), text, "out of range", next)),
@@ -61,10 +85,20 @@ impl Args {
     ///
     /// # Errors
     /// Where it is another, naming the nearest.
-    pub fn word(&self, card: &Card, key: &'static str, words: &[&'static str]) -> Result<&'static str> {
+    pub fn word(
+        &self,
+        card: &Card,
+        key: &'static str,
+        words: &[&'static str],
+    ) -> Result<&'static str> {
         let text = self.text(card, key);
         words.iter().find(|w| **w == text).copied().ok_or_else(|| {
-            Error::unknown(key, text, words.iter().copied(), format!("`{}` takes {key} = {}", card.name, words.join(" | ")))
+            Error::unknown(
+                key,
+                text,
+                words.iter().copied(),
+                format!("`{}` takes {key} = {}", card.name, words.join(" | ")),
+            )
         })
     }
 }

@@ -22,7 +22,11 @@ impl Technique for ChunkedLoss {
             summary: "computes logits, loss and their gradients over chunks of tokens; whole logits never exist",
             source: "Hsu et al. 2024, arXiv:2410.10989 (Liger Kernel), section 3.2",
             exactness: Exactness::Rounding,
-            arguments: &[Argument { key: "rows", default: "512", meaning: "tokens of one chunk" }],
+            arguments: &[Argument {
+                key: "rows",
+                default: "512",
+                meaning: "tokens of one chunk",
+            }],
         }
     }
 
@@ -34,7 +38,11 @@ impl Technique for ChunkedLoss {
         let at = |name: &str| step.nodes.iter().position(|n| n.op.name() == name);
         let loss = at("cross_entropy").ok_or_else(|| no_site("no loss"))?;
         let logits = step.nodes[loss].inputs[0];
-        let head = step.nodes.iter().position(|n| n.outputs.first() == Some(&logits)).ok_or_else(|| no_site("no head"))?;
+        let head = step
+            .nodes
+            .iter()
+            .position(|n| n.outputs.first() == Some(&logits))
+            .ok_or_else(|| no_site("no head"))?;
         let (head_node, loss_node) = (step.nodes[head].clone(), step.nodes[loss].clone());
         if head_node.inputs.len() != 2 {
             return Err(no_site("a head with a bias, as BERT has,"));
@@ -44,7 +52,12 @@ impl Technique for ChunkedLoss {
         let any: &dyn Any = loss_node.op.as_ref();
         let softcap = any.downcast_ref::<CrossEntropy>().and_then(|op| op.softcap);
         let format = draft.gradient_format.unwrap_or(step.type_of(weight).dtype);
-        let op = Arc::new(LinearCrossEntropy { rows, softcap, gradient, format });
+        let op = Arc::new(LinearCrossEntropy {
+            rows,
+            softcap,
+            gradient,
+            format,
+        });
         let inputs = [x, weight, loss_node.inputs[1], loss_node.inputs[2]];
         let spot = Spot::compute(loss_node.phase, &loss_node.block, "loss");
         let mut node = step.node(op, &inputs, spot, Role::Temporary, Place::Gpu)?;
@@ -59,5 +72,10 @@ impl Technique for ChunkedLoss {
 }
 
 fn no_site(what: &str) -> Error {
-    Error::value("technique", "chunked_loss", format!("{what} cannot be chunked"), "leave it out for this model")
+    Error::value(
+        "technique",
+        "chunked_loss",
+        format!("{what} cannot be chunked"),
+        "leave it out for this model",
+    )
 }

@@ -15,7 +15,11 @@ impl Technique for Clip {
             summary: "scales all gradients down so that their joint norm stays below a bound; needs every gradient at once",
             source: "Pascanu et al. 2013, arXiv:1211.5063",
             exactness: Exactness::Lossy,
-            arguments: &[Argument { key: "norm", default: "1.0", meaning: "the bound" }],
+            arguments: &[Argument {
+                key: "norm",
+                default: "1.0",
+                meaning: "the bound",
+            }],
         }
     }
 

@@ -30,7 +30,12 @@ impl Technique for FlashAttention {
         for index in 0..step.nodes.len() {
             let node = &step.nodes[index];
             let op: &dyn Any = node.op.as_ref();
-            let Some(attention) = op.downcast_ref::<Attention>().filter(|_| sites.matches(&node.origin)) else { continue };
+            let Some(attention) = op
+                .downcast_ref::<Attention>()
+                .filter(|_| sites.matches(&node.origin))
+            else {
+                continue;
+            };
             let shape = attention.shape.clone();
             let rows = Type::new(&[shape.batch * shape.heads, shape.seq], DType::F32);
             let saved = node.outputs[1];

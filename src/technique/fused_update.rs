@@ -21,14 +21,29 @@ impl Technique for FusedUpdate {
 
     fn draft(&self, draft: &mut Draft, _: &Args) -> Result<()> {
         let (other, why) = match (draft.max_norm, draft.loss_scale) {
-            (Some(_), _) => ("clip", "the global norm needs every gradient before the first update"),
-            (_, true) => ("fp16 loss scaling", "a step is skipped if any gradient overflowed, which is known only at the end"),
+            (Some(_), _) => (
+                "clip",
+                "the global norm needs every gradient before the first update",
+            ),
+            (_, true) => (
+                "fp16 loss scaling",
+                "a step is skipped if any gradient overflowed, which is known only at the end",
+            ),
             _ => {
                 draft.fused_update = true;
                 return Ok(());
             }
         };
-        let (one, other, why) = ("fused_update".to_string(), other.to_string(), why.to_string());
-        Err(Error::Conflict { one, other, why, next: "leave one of them out".to_string() })
+        let (one, other, why) = (
+            "fused_update".to_string(),
+            other.to_string(),
+            why.to_string(),
+        );
+        Err(Error::Conflict {
+            one,
+            other,
+            why,
+            next: "leave one of them out".to_string(),
+        })
     }
 }

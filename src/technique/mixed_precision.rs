@@ -16,8 +16,16 @@ impl Technique for MixedPrecision {
             source: "Micikevicius et al. 2018, arXiv:1710.03740",
             exactness: Exactness::Lossy,
             arguments: &[
-                Argument { key: "dtype", default: "bf16", meaning: "bf16 or fp16 (with a dynamic loss scale)" },
-                Argument { key: "master", default: "yes", meaning: "no: update the 16-bit weights themselves" },
+                Argument {
+                    key: "dtype",
+                    default: "bf16",
+                    meaning: "bf16 or fp16 (with a dynamic loss scale)",
+                },
+                Argument {
+                    key: "master",
+                    default: "yes",
+                    meaning: "no: update the 16-bit weights themselves",
+                },
             ],
         }
     }

@@ -20,7 +20,7 @@ pub use pattern::Pattern;
 
 use crate::error::{Error, Result};
 use crate::graph::op::Op;
-use crate::graph::tensor::{DType, TensorId};
+use crate::graph::tensor::DType;
 use crate::graph::{Step, StepSet};
 use crate::spec::job::{Exactness, Precision};
 
@@ -116,7 +116,13 @@ pub trait Technique: Sync {
     ///
     /// # Errors
     /// Where it cannot be applied.
-    fn forward(&self, _step: &mut Step, _sites: &Pattern, _draft: &Draft, _args: &Args) -> Result<()> {
+    fn forward(
+        &self,
+        _step: &mut Step,
+        _sites: &Pattern,
+        _draft: &Draft,
+        _args: &Args,
+    ) -> Result<()> {
         Ok(())
     }
 
@@ -150,9 +156,4 @@ pub fn find(name: &str) -> Result<&'static dyn Technique> {
         });
         Error::unknown("technique", name, known, "`memfit techniques` lists them")
     })
-}
-
-/// The values of `ids` that live in storages whose name satisfies `sites`.
-fn matching(step: &Step, ids: impl IntoIterator<Item = TensorId>, sites: &Pattern) -> Vec<TensorId> {
-    ids.into_iter().filter(|&id| sites.matches(&step.storage_of(id).name)).collect()
 }

@@ -27,18 +27,42 @@ impl Technique for Offload {
             source: "Ren et al. 2021, arXiv:2101.06840 (ZeRO-Offload); Rajbhandari et al. 2021, arXiv:2104.07857 (ZeRO-Infinity)",
             exactness: Exactness::Bitwise,
             arguments: &[
-                Argument { key: "what", default: "activations", meaning: "activations | parameters | gradients | optimizer" },
-                Argument { key: "to", default: "host", meaning: "host | disk" },
-                Argument { key: "update", default: "device", meaning: "host: update there, with what=optimizer" },
-                Argument { key: "lag", default: "1", meaning: "blocks after which the device waits for a copy out" },
-                Argument { key: "lead", default: "1", meaning: "blocks before a use at which its copy in is issued" },
+                Argument {
+                    key: "what",
+                    default: "activations",
+                    meaning: "activations | parameters | gradients | optimizer",
+                },
+                Argument {
+                    key: "to",
+                    default: "host",
+                    meaning: "host | disk",
+                },
+                Argument {
+                    key: "update",
+                    default: "device",
+                    meaning: "host: update there, with what=optimizer",
+                },
+                Argument {
+                    key: "lag",
+                    default: "1",
+                    meaning: "blocks after which the device waits for a copy out",
+                },
+                Argument {
+                    key: "lead",
+                    default: "1",
+                    meaning: "blocks before a use at which its copy in is issued",
+                },
             ],
         }
     }
 
     fn gap(&self, set: &mut StepSet, sites: &Pattern, args: &Args) -> Result<()> {
         let card = self.card();
-        let what = args.word(&card, "what", &["activations", "parameters", "gradients", "optimizer"])?;
+        let what = args.word(
+            &card,
+            "what",
+            &["activations", "parameters", "gradients", "optimizer"],
+        )?;
         let disk = args.word(&card, "to", &["host", "disk"])? == "disk";
         let on_host = args.word(&card, "update", &["device", "host"])? == "host";
         set.lag = set.lag.max(args.number(&card, "lag", (0, 1 << 20))?);
@@ -46,7 +70,12 @@ impl Technique for Offload {
         let place = if disk { Place::Disk } else { Place::Pinned };
         if on_host && what != "optimizer" {
             let why = "only the update moves to the host";
-            return Err(Error::value("update of `offload`", "host", why, "use what=optimizer,update=host"));
+            return Err(Error::value(
+                "update of `offload`",
+                "host",
+                why,
+                "use what=optimizer,update=host",
+            ));
         }
         let found = match what {
             "activations" => each(set, |step| send_activations(step, sites, place))?,
@@ -65,7 +94,12 @@ impl Technique for Offload {
             true => Ok(()),
             false => {
                 let why = format!("holds no {what} to send away");
-                Err(Error::value("site of `offload`", sites.to_string(), why, "name layers such as layers.*, or *"))
+                Err(Error::value(
+                    "site of `offload`",
+                    sites.to_string(),
+                    why,
+                    "name layers such as layers.*, or *",
+                ))
             }
         }
     }
@@ -83,7 +117,11 @@ fn each(set: &mut StepSet, mut change: impl FnMut(&mut Step) -> Result<bool>) ->
 /// Moves the home of shared storages of `role`; fetches and write-backs follow from it.
 fn rehome(step: &mut Step, sites: &Pattern, role: Role, place: Place) -> bool {
     let mut found = false;
-    for storage in step.storages.iter_mut().filter(|s| s.shared && s.role == role && sites.matches(&s.name)) {
+    for storage in step
+        .storages
+        .iter_mut()
+        .filter(|s| s.shared && s.role == role && sites.matches(&s.name))
+    {
         storage.place = place;
         found = true;
     }
@@ -93,7 +131,9 @@ fn rehome(step: &mut Step, sites: &Pattern, role: Role, place: Place) -> bool {
 /// Runs the updates of matching parameters on the host.
 fn update_on_host(step: &mut Step, sites: &Pattern) {
     for node in &mut step.nodes {
-        let updates = node.phase == Phase::Update && node.op.name() != "square_sum" && node.op.name() != "clip_scale";
+        let updates = node.phase == Phase::Update
+            && node.op.name() != "square_sum"
+            && node.op.name() != "clip_scale";
         if updates && node.op.name() != MOVE && sites.matches(&node.origin) {
             node.stream = Stream::HostCompute;
         }
@@ -133,7 +173,12 @@ fn send_gradients(step: &mut Step, sites: &Pattern, place: Place) -> Result<bool
         let next = "leave one of them out";
         let (one, other) = ("offload of gradients".to_string(), "accumulate".to_string());
         let why = "micro-batches add to gradients on the device".to_string();
-        return Err(Error::Conflict { one, other, why, next: next.to_string() });
+        return Err(Error::Conflict {
+            one,
+            other,
+            why,
+            next: next.to_string(),
+        });
     }
     let later = |node: &Node| node.phase == Phase::Update && node.op.name() != "square_sum";
     let send = |step: &Step, node: &Node, value: TensorId| {
@@ -160,12 +205,22 @@ fn send_away(
                 *input = away.get(input).copied().unwrap_or(*input);
             }
         }
-        let sent: Vec<TensorId> = node.outputs.iter().copied().filter(|&o| send(step, &node, o)).collect();
+        let sent: Vec<TensorId> = node
+            .outputs
+            .iter()
+            .copied()
+            .filter(|&o| send(step, &node, o))
+            .collect();
         let (block, phase) = (node.block.clone(), node.phase);
         step.nodes.push(node);
         for value in sent {
             let origin: Name = format!("{}.away", step.storage_of(value).name).into();
-            let spot = Spot { origin, phase, block: block.clone(), stream: copy_stream(Place::Gpu, place) };
+            let spot = Spot {
+                origin,
+                phase,
+                block: block.clone(),
+                stream: copy_stream(Place::Gpu, place),
+            };
             let role = step.storage_of(value).role;
             let node = step.node(Arc::new(Move { into: false }), &[value], spot, role, place)?;
             away.insert(value, node.outputs[0]);

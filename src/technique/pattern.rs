@@ -24,7 +24,10 @@ enum Segment {
 impl Pattern {
     /// Everything.
     pub fn all() -> Pattern {
-        Pattern { text: "*".into(), alternatives: vec![vec![Segment::Any]] }
+        Pattern {
+            text: "*".into(),
+            alternatives: vec![vec![Segment::Any]],
+        }
     }
 
     /// Reads a pattern.
@@ -32,15 +35,23 @@ impl Pattern {
     /// # Errors
     /// Where a range is no range.
     pub fn parse(text: &str) -> Result<Pattern> {
-        let alternatives = text.split('+').map(|part| part.trim().split('/').map(segment).collect()).collect::<Result<_>>()?;
-        Ok(Pattern { text: text.to_string(), alternatives })
+        let alternatives = text
+            .split('+')
+            .map(|part| part.trim().split('/').map(segment).collect())
+            .collect::<Result<_>>()?;
+        Ok(Pattern {
+            text: text.to_string(),
+            alternatives,
+        })
     }
 
     /// Whether `path` is in the set.
     pub fn matches(&self, path: &str) -> bool {
         self.alternatives.iter().any(|segments| {
             let mut parts = path.split('/');
-            segments.iter().all(|s| parts.next().is_some_and(|p| s.matches(p)))
+            segments
+                .iter()
+                .all(|s| parts.next().is_some_and(|p| s.matches(p)))
         })
     }
 }
@@ -52,14 +63,23 @@ impl fmt::Display for Pattern {
 }
 
 fn segment(text: &str) -> Result<Segment> {
-    let bad = |why: &str| Error::value("site", text, why, "write a path such as layers.0-11/mlp, layers.* or *");
+    let bad = |why: &str| {
+        Error::value(
+            "site",
+            text,
+            why,
+            "write a path such as layers.0-11/mlp, layers.* or *",
+        )
+    };
     if text == "*" {
         return Ok(Segment::Any);
     }
     if text.is_empty() {
         return Err(bad("an empty part"));
     }
-    let Some((stem, rest)) = text.split_once('.') else { return Ok(Segment::Text(text.to_string())) };
+    let Some((stem, rest)) = text.split_once('.') else {
+        return Ok(Segment::Text(text.to_string()));
+    };
     if rest == "*" {
         return Ok(Segment::Each(stem.to_string()));
     }
@@ -75,12 +95,19 @@ fn segment(text: &str) -> Result<Segment> {
 
 impl Segment {
     fn matches(&self, part: &str) -> bool {
-        let numbered = |stem: &str| part.strip_prefix(stem)?.strip_prefix('.')?.parse::<u64>().ok();
+        let numbered = |stem: &str| {
+            part.strip_prefix(stem)?
+                .strip_prefix('.')?
+                .parse::<u64>()
+                .ok()
+        };
         match self {
             Segment::Any => true,
             Segment::Text(text) => part == text,
             Segment::Each(stem) => numbered(stem).is_some(),
-            Segment::Range(stem, from, to) => numbered(stem).is_some_and(|n| (*from..=*to).contains(&n)),
+            Segment::Range(stem, from, to) => {
+                numbered(stem).is_some_and(|n| (*from..=*to).contains(&n))
+            }
         }
     }
 }

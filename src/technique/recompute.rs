@@ -15,13 +15,25 @@ impl Technique for Recompute {
     fn card(&self) -> Card {
         Card {
             name: "recompute",
-            aliases: &["gradient_checkpointing", "activation_checkpointing", "rematerialization"],
+            aliases: &[
+                "gradient_checkpointing",
+                "activation_checkpointing",
+                "rematerialization",
+            ],
             summary: "drops activations after the forward pass and computes them again in the backward pass",
             source: "Chen et al. 2016, arXiv:1604.06174; selective: Korthikanti et al. 2022, arXiv:2205.05198",
             exactness: Exactness::Bitwise,
             arguments: &[
-                Argument { key: "what", default: "all", meaning: "all: keep only what enters a segment | attention: its core | cheap: norms and activations" },
-                Argument { key: "segment", default: "1", meaning: "layers of one segment, with what=all" },
+                Argument {
+                    key: "what",
+                    default: "all",
+                    meaning: "all: keep only what enters a segment | attention: its core | cheap: norms and activations",
+                },
+                Argument {
+                    key: "segment",
+                    default: "1",
+                    meaning: "layers of one segment, with what=all",
+                },
             ],
         }
     }
@@ -36,7 +48,12 @@ impl Technique for Recompute {
         }
         if !found {
             let why = "no layer there leaves anything for the backward pass";
-            return Err(Error::value("site of `recompute`", sites.to_string(), why, "name layers, such as layers.* or layers.0-11"));
+            return Err(Error::value(
+                "site of `recompute`",
+                sites.to_string(),
+                why,
+                "name layers, such as layers.* or layers.0-11",
+            ));
         }
         Ok(())
     }
@@ -69,17 +86,36 @@ impl Layout {
         let clonable = clonable(step, &segment, what, &maker);
         let newest = newest_versions(step);
         let mut crossing = BTreeSet::new();
-        for (index, node) in step.nodes.iter().enumerate().filter(|(_, n)| n.phase == Phase::Forward) {
-            let leaves = |value: &&TensorId| maker.get(*value).is_some_and(|&m| segment[m] != segment[index]);
+        for (index, node) in step
+            .nodes
+            .iter()
+            .enumerate()
+            .filter(|(_, n)| n.phase == Phase::Forward)
+        {
+            let leaves = |value: &&TensorId| {
+                maker
+                    .get(*value)
+                    .is_some_and(|&m| segment[m] != segment[index])
+            };
             crossing.extend(node.inputs.iter().filter(leaves).copied());
         }
         let later = step.nodes.iter().filter(|n| n.phase.is_later());
         let used = later.flat_map(|n| n.inputs.iter().copied());
-        let drops = |value: &TensorId| maker.get(value).is_some_and(|&m| clonable[m]) && !crossing.contains(value);
+        let drops = |value: &TensorId| {
+            maker.get(value).is_some_and(|&m| clonable[m]) && !crossing.contains(value)
+        };
         let dropped = used.filter(drops).collect();
-        let is_newest = |value: &TensorId| newest[step.tensor(*value).storage.0 as usize] == step.tensor(*value).version;
+        let is_newest = |value: &TensorId| {
+            newest[step.tensor(*value).storage.0 as usize] == step.tensor(*value).version
+        };
         let kept = crossing.into_iter().filter(is_newest).collect();
-        Layout { maker, segment, clonable, kept, dropped }
+        Layout {
+            maker,
+            segment,
+            clonable,
+            kept,
+            dropped,
+        }
     }
 
     /// Whether the clone of a node in `segment` must have `value` computed again too.
@@ -102,7 +138,13 @@ struct Rewrite<'a> {
 impl<'a> Rewrite<'a> {
     fn new(step: &'a mut Step, sites: &Pattern, what: &str, length: usize) -> Rewrite<'a> {
         let layout = Layout::new(step, sites, what, length);
-        Rewrite { step, layout, before: Vec::new(), after: Vec::new(), again: BTreeMap::new() }
+        Rewrite {
+            step,
+            layout,
+            before: Vec::new(),
+            after: Vec::new(),
+            again: BTreeMap::new(),
+        }
     }
 
     /// Rewrites the step; false where nothing is dropped.
@@ -136,14 +178,33 @@ impl<'a> Rewrite<'a> {
         let overwritten: Vec<usize> = self.step.overwrites(&node).into_iter().flatten().collect();
         let mut inputs = node.inputs.clone();
         for (index, input) in inputs.iter_mut().enumerate() {
-            if overwritten.contains(&index) || self.layout.again(*input, self.layout.segment[maker]) {
+            if overwritten.contains(&index) || self.layout.again(*input, self.layout.segment[maker])
+            {
                 *input = self.compute_again(*input)?;
             }
         }
-        let Node { op, origin, block, stream, .. } = node;
-        let spot = Spot { origin, phase: Phase::Recompute, block, stream };
-        let clone = self.step.node(op, &inputs, spot, Role::Activation, Place::Gpu)?;
-        self.again.extend(node.outputs.iter().copied().zip(clone.outputs.iter().copied()));
+        let Node {
+            op,
+            origin,
+            block,
+            stream,
+            ..
+        } = node;
+        let spot = Spot {
+            origin,
+            phase: Phase::Recompute,
+            block,
+            stream,
+        };
+        let clone = self
+            .step
+            .node(op, &inputs, spot, Role::Activation, Place::Gpu)?;
+        self.again.extend(
+            node.outputs
+                .iter()
+                .copied()
+                .zip(clone.outputs.iter().copied()),
+        );
         self.after.push(clone);
         Ok(self.again[&value])
     }
@@ -153,21 +214,41 @@ impl<'a> Rewrite<'a> {
 fn segments(step: &Step, sites: &Pattern, length: usize) -> Vec<Option<usize>> {
     let mut blocks: BTreeMap<Name, usize> = BTreeMap::new();
     let of = |node: &Node, blocks: &mut BTreeMap<Name, usize>| {
-        let inside = node.phase == Phase::Forward && node.block.starts_with("layers.") && sites.matches(&node.block);
+        let inside = node.phase == Phase::Forward
+            && node.block.starts_with("layers.")
+            && sites.matches(&node.block);
         let next = blocks.len();
         inside.then(|| *blocks.entry(node.block.clone()).or_insert(next) / length)
     };
-    step.nodes.iter().map(|node| of(node, &mut blocks)).collect()
+    step.nodes
+        .iter()
+        .map(|node| of(node, &mut blocks))
+        .collect()
 }
 
 /// The node that makes each value.
 fn makers(step: &Step) -> BTreeMap<TensorId, usize> {
-    let made = |(index, node): (usize, &Node)| node.outputs.iter().map(move |&o| (o, index)).collect::<Vec<_>>();
-    step.nodes.iter().enumerate().filter(|(_, n)| n.phase == Phase::Forward).flat_map(made).collect()
+    let made = |(index, node): (usize, &Node)| {
+        node.outputs
+            .iter()
+            .map(move |&o| (o, index))
+            .collect::<Vec<_>>()
+    };
+    step.nodes
+        .iter()
+        .enumerate()
+        .filter(|(_, n)| n.phase == Phase::Forward)
+        .flat_map(made)
+        .collect()
 }
 
 /// Which nodes may run again: those of the wanted kind that overwrite nothing but what is computed again too.
-fn clonable(step: &Step, segment: &[Option<usize>], what: &str, maker: &BTreeMap<TensorId, usize>) -> Vec<bool> {
+fn clonable(
+    step: &Step,
+    segment: &[Option<usize>],
+    what: &str,
+    maker: &BTreeMap<TensorId, usize>,
+) -> Vec<bool> {
     let mut clonable: Vec<bool> = Vec::with_capacity(step.nodes.len());
     for (index, node) in step.nodes.iter().enumerate() {
         let kind = match what {

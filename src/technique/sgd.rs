@@ -19,9 +19,21 @@ impl Technique for Sgd {
             source: "Sutskever et al. 2013, ICML; in PyTorch's form",
             exactness: Exactness::Lossy,
             arguments: &[
-                Argument { key: "momentum", default: "0.9", meaning: "what remains of the buffer each step; 0 for none" },
-                Argument { key: "decay", default: "0", meaning: "weight decay, added to the gradient" },
-                Argument { key: "nesterov", default: "no", meaning: "yes: look ahead along the buffer" },
+                Argument {
+                    key: "momentum",
+                    default: "0.9",
+                    meaning: "what remains of the buffer each step; 0 for none",
+                },
+                Argument {
+                    key: "decay",
+                    default: "0",
+                    meaning: "weight decay, added to the gradient",
+                },
+                Argument {
+                    key: "nesterov",
+                    default: "no",
+                    meaning: "yes: look ahead along the buffer",
+                },
             ],
         }
     }
@@ -31,8 +43,18 @@ impl Technique for Sgd {
         let momentum = args.number(&card, "momentum", (0.0, 1.0))?;
         let decay = args.number(&card, "decay", (0.0, 1e6))?;
         let nesterov = args.word(&card, "nesterov", &["yes", "no"])? == "yes";
-        let op = Arc::new(optimizer::Sgd { momentum, decay, nesterov, master, guard });
-        let states = if momentum == 0.0 { vec![] } else { vec!["momentum"] };
+        let op = Arc::new(optimizer::Sgd {
+            momentum,
+            decay,
+            nesterov,
+            master,
+            guard,
+        });
+        let states = if momentum == 0.0 {
+            vec![]
+        } else {
+            vec!["momentum"]
+        };
         Ok(Some(Rule { op, states }))
     }
 }
