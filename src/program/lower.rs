@@ -1,0 +1,527 @@
+//! From a step to a program: when buffers live, which stream waits for which, and how moves become copies.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Buffer, BufferId, EventId, Instr, Program, Span, alignment};
+use crate::error::{Error, Result};
+use crate::graph::op::transfer::MOVE;
+use crate::graph::tensor::{Role, Storage, StorageId, TensorId, Type};
+use crate::graph::{Node, Step, Stream, When};
+use crate::spec::job::{Backend, PerPlace, Place};
+use crate::spec::units::Bytes;
+
+/// Largest piece of a move that goes through the staging ring, in bytes.
+const TILE: u64 = 4 << 20;
+
+/// Slots of a staging ring: while one is filled and one drained, two wait.
+const SLOTS: usize = 4;
+
+/// A point in a stream's queue: `done` instructions of it have finished.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Point {
+    stream: Stream,
+    done: u32,
+}
+
+/// For each stream, how much of it is known to be finished.
+type Clock = [u32; Stream::ALL.len()];
+
+/// An instruction before events have numbers.
+enum Draft {
+    Plain(Instr),
+    Wait(Stream, Point),
+}
+
+/// Who touched a buffer since it was allocated, last per stream.
+#[derive(Debug, Clone, Default)]
+struct Uses {
+    writer: Option<Point>,
+    readers: BTreeMap<Stream, u32>,
+}
+
+/// Lowers `step` for `backend`; `shared` are the set's shared storages, which come first among its buffers. Offsets are left at zero.
+///
+/// # Errors
+/// Where a move joins places no copy joins.
+pub fn lower(when: When, step: Step, shared: &[Storage], backend: Backend) -> Result<Program> {
+    let mut lowering = Lowering::new(&step, shared, backend);
+    for index in 0..step.nodes.len() {
+        lowering.node(index)?;
+    }
+    lowering.finish();
+    let (code, events) = number_events(lowering.draft);
+    let buffers = lowering.buffers;
+    Ok(Program {
+        when,
+        backend,
+        buffers,
+        code,
+        events,
+        step,
+        load: PerPlace::default(),
+        height: PerPlace::default(),
+    })
+}
+
+/// The state of one lowering.
+struct Lowering<'a> {
+    step: &'a Step,
+    backend: Backend,
+    buffers: Vec<Buffer>,
+    /// The buffer of each storage, once it has one.
+    of: Vec<Option<BufferId>>,
+    /// The last node that uses each storage, and its stream.
+    last: Vec<Option<(usize, Stream)>>,
+    uses: Vec<Uses>,
+    draft: Vec<Draft>,
+    /// Instructions queued so far in each stream.
+    queued: Clock,
+    /// What each stream knows of the others.
+    known: [Clock; Stream::ALL.len()],
+    /// What each stream knew after each of its instructions.
+    history: [Vec<Clock>; Stream::ALL.len()],
+    rings: BTreeMap<Stream, Ring>,
+}
+
+/// Staging slots used in turn.
+struct Ring {
+    slots: Vec<BufferId>,
+    next: usize,
+}
+
+impl<'a> Lowering<'a> {
+    fn new(step: &'a Step, shared: &[Storage], backend: Backend) -> Lowering<'a> {
+        let mut lowering = Lowering {
+            step,
+            backend,
+            buffers: Vec::new(),
+            of: vec![None; step.storages.len()],
+            last: last_uses(step),
+            uses: Vec::new(),
+            draft: Vec::new(),
+            queued: Clock::default(),
+            known: Default::default(),
+            history: Default::default(),
+            rings: BTreeMap::new(),
+        };
+        for storage in shared {
+            let id = step.shared(&storage.name);
+            let buffer = lowering.add(storage, id, Stream::Compute);
+            if let Some(id) = id {
+                lowering.of[id.0 as usize] = Some(buffer);
+            }
+        }
+        lowering
+    }
+
+    /// A buffer for `storage`.
+    fn add(&mut self, storage: &Storage, id: Option<StorageId>, home: Stream) -> BufferId {
+        let Storage {
+            name,
+            bytes,
+            place,
+            role,
+            shared,
+        } = storage.clone();
+        let taken = Bytes(bytes.0.max(1)).round_up(alignment(place));
+        let offset = Bytes::ZERO;
+        self.buffers.push(Buffer {
+            name,
+            storage: id,
+            place,
+            home,
+            role,
+            exact: bytes,
+            bytes: taken,
+            offset,
+            shared,
+        });
+        self.uses.push(Uses::default());
+        BufferId(self.buffers.len() as u32 - 1)
+    }
+
+    /// One node: buffers for what it makes, waits for what it needs, the launch or copies, and frees of what ends with it.
+    fn node(&mut self, index: usize) -> Result<()> {
+        let step = self.step;
+        let node = &step.nodes[index];
+        for output in &node.outputs {
+            self.ensure(step.tensor(*output).storage);
+        }
+        match node.op.name() {
+            MOVE => self.moved(index, node)?,
+            _ => self.launch(index, node),
+        }
+        let mut seen = BTreeSet::new();
+        for value in node.inputs.iter().chain(&node.outputs) {
+            let storage = step.tensor(*value).storage;
+            let ends = self.last[storage.0 as usize].is_some_and(|(last, _)| last == index);
+            if ends && !step.storage(storage).shared && seen.insert(storage) {
+                self.free(self.buffer_of(*value));
+            }
+        }
+        Ok(())
+    }
+
+    /// Allocates the buffer of `storage` at its first use.
+    fn ensure(&mut self, storage: StorageId) {
+        if self.of[storage.0 as usize].is_none() {
+            let what = self.step.storage(storage);
+            // Device memory follows the kernels; elsewhere the last to use the bytes says when they are free.
+            let home = match (what.place, self.last[storage.0 as usize]) {
+                (Place::Gpu, _) | (_, None) => Stream::Compute,
+                (_, Some((last, stream))) => last_stream(self.step, last, stream, storage),
+            };
+            let id = self.add(what, Some(storage), home);
+            self.of[storage.0 as usize] = Some(id);
+            self.alloc(id);
+        }
+    }
+
+    fn alloc(&mut self, id: BufferId) {
+        self.draft.push(Draft::Plain(Instr::Alloc(id)));
+        let home = self.buffers[id.0 as usize].home;
+        // Whoever touches it first does so after its home has come this far.
+        self.uses[id.0 as usize].writer = Some(Point {
+            stream: home,
+            done: self.queued[home as usize],
+        });
+    }
+
+    fn free(&mut self, id: BufferId) {
+        let home = self.buffers[id.0 as usize].home;
+        let uses = std::mem::take(&mut self.uses[id.0 as usize]);
+        for point in uses.all() {
+            self.wait(home, point);
+        }
+        self.draft.push(Draft::Plain(Instr::Free(id)));
+    }
+
+    fn buffer_of(&self, value: TensorId) -> BufferId {
+        let storage = self.step.tensor(value).storage;
+        self.of[storage.0 as usize].unwrap_or_else(|| {
+            panic!(
+                "{} is read before it is made",
+                self.step.storage(storage).name
+            )
+        })
+    }
+
+    fn launch(&mut self, index: usize, node: &Node) {
+        let types: Vec<Type> = node
+            .inputs
+            .iter()
+            .map(|&i| self.step.type_of(i).clone())
+            .collect();
+        let scratch = node.op.scratch(&types, self.backend);
+        let scratch = (scratch > Bytes::ZERO).then(|| self.scratch(node, scratch));
+        let stream = node.stream;
+        for value in &node.inputs {
+            self.before_read(stream, self.buffer_of(*value));
+        }
+        for value in &node.outputs {
+            self.before_write(stream, self.buffer_of(*value));
+        }
+        let point = self.queue(
+            Instr::Launch {
+                node: index as u32,
+                scratch,
+                stream,
+            },
+            stream,
+        );
+        for value in &node.inputs {
+            self.read(self.buffer_of(*value), point);
+        }
+        for value in &node.outputs {
+            self.written(self.buffer_of(*value), point);
+        }
+        if let Some(scratch) = scratch {
+            self.written(scratch, point);
+            self.free(scratch);
+        }
+    }
+
+    /// Scratch for one call: on the device for its kernels, on the host for the host's.
+    fn scratch(&mut self, node: &Node, bytes: Bytes) -> BufferId {
+        let place = if node.stream == Stream::Compute {
+            Place::Gpu
+        } else {
+            Place::Host
+        };
+        let name = format!("{}.scratch", node.origin).into();
+        let id = self.add(
+            &Storage {
+                name,
+                bytes,
+                place,
+                role: Role::Temporary,
+                shared: false,
+            },
+            None,
+            node.stream,
+        );
+        self.alloc(id);
+        id
+    }
+
+    /// A move as copies: directly where a stream joins the two places, else through a staging ring in tiles.
+    fn moved(&mut self, index: usize, node: &Node) -> Result<()> {
+        let (from, to) = (self.span(node.inputs[0]), self.span(node.outputs[0]));
+        let places = (self.place(from), self.place(to));
+        if let Some(stream) = direct(places) {
+            self.copy(index, from, to, stream);
+            return Ok(());
+        }
+        let (first, second) = match places {
+            (Place::Gpu, Place::Disk) => (Stream::ToHost, Stream::DiskWrite),
+            (Place::Disk, Place::Gpu) => (Stream::DiskRead, Stream::ToDevice),
+            (a, b) => return Err(Error::shape(MOVE, format!("nothing copies {a:?} to {b:?}"))),
+        };
+        for at in (0..from.bytes.0).step_by(TILE as usize) {
+            let bytes = Bytes(TILE.min(from.bytes.0 - at));
+            let slot = Span {
+                buffer: self.slot(first, second),
+                offset: Bytes::ZERO,
+                bytes,
+            };
+            self.copy(index, piece(from, at, bytes), slot, first);
+            self.copy(index, slot, piece(to, at, bytes), second);
+        }
+        Ok(())
+    }
+
+    fn copy(&mut self, node: usize, from: Span, to: Span, stream: Stream) {
+        self.before_read(stream, from.buffer);
+        self.before_write(stream, to.buffer);
+        let point = self.queue(
+            Instr::Copy {
+                from,
+                to,
+                stream,
+                node: node as u32,
+            },
+            stream,
+        );
+        self.read(from.buffer, point);
+        self.written(to.buffer, point);
+    }
+
+    /// The next slot of the ring that `first` fills and `second` drains.
+    fn slot(&mut self, first: Stream, second: Stream) -> BufferId {
+        if !self.rings.contains_key(&first) {
+            let largest = self.step.nodes.iter().filter(|n| n.op.name() == MOVE);
+            let largest = largest
+                .map(|n| self.step.type_of(n.inputs[0]).bytes().0)
+                .max()
+                .unwrap_or(TILE)
+                .min(TILE);
+            let slot = |i: usize| Storage {
+                name: format!("staging/{first:?}.{i}").into(),
+                bytes: Bytes(largest),
+                place: Place::Pinned,
+                role: Role::Temporary,
+                shared: false,
+            };
+            let slots: Vec<BufferId> = (0..SLOTS)
+                .map(|i| self.add(&slot(i), None, second))
+                .collect();
+            slots.iter().for_each(|&id| self.alloc(id));
+            self.rings.insert(first, Ring { slots, next: 0 });
+        }
+        let ring = self
+            .rings
+            .get_mut(&first)
+            .unwrap_or_else(|| panic!("the ring of {first:?} was just made"));
+        ring.next += 1;
+        ring.slots[(ring.next - 1) % SLOTS]
+    }
+
+    fn span(&self, value: TensorId) -> Span {
+        let tensor = self.step.tensor(value);
+        Span {
+            buffer: self.buffer_of(value),
+            offset: Bytes(tensor.offset),
+            bytes: tensor.at.bytes(),
+        }
+    }
+
+    fn place(&self, span: Span) -> Place {
+        self.buffers[span.buffer.0 as usize].place
+    }
+
+    fn queue(&mut self, instr: Instr, stream: Stream) -> Point {
+        self.draft.push(Draft::Plain(instr));
+        self.queued[stream as usize] += 1;
+        let done = self.queued[stream as usize];
+        self.known[stream as usize][stream as usize] = done;
+        self.history[stream as usize].push(self.known[stream as usize]);
+        Point { stream, done }
+    }
+
+    fn before_read(&mut self, stream: Stream, id: BufferId) {
+        if let Some(point) = self.uses[id.0 as usize].writer {
+            self.wait(stream, point);
+        }
+    }
+
+    fn before_write(&mut self, stream: Stream, id: BufferId) {
+        for point in self.uses[id.0 as usize].all() {
+            self.wait(stream, point);
+        }
+    }
+
+    fn read(&mut self, id: BufferId, point: Point) {
+        self.uses[id.0 as usize]
+            .readers
+            .insert(point.stream, point.done);
+    }
+
+    fn written(&mut self, id: BufferId, point: Point) {
+        let uses = &mut self.uses[id.0 as usize];
+        uses.readers.clear();
+        uses.writer = Some(point);
+    }
+
+    /// Makes `stream` wait for `point`, unless it knows already.
+    fn wait(&mut self, stream: Stream, point: Point) {
+        let known = self.known[stream as usize][point.stream as usize];
+        if stream == point.stream || known >= point.done {
+            return;
+        }
+        self.draft.push(Draft::Wait(stream, point));
+        let theirs = self.history[point.stream as usize][point.done as usize - 1];
+        for (mine, theirs) in self.known[stream as usize].iter_mut().zip(theirs) {
+            *mine = theirs.max(*mine);
+        }
+    }
+
+    /// Frees the rings and lets Compute wait for every stream: nothing is in flight at the end.
+    fn finish(&mut self) {
+        for (_, ring) in std::mem::take(&mut self.rings) {
+            ring.slots.into_iter().for_each(|id| self.free(id));
+        }
+        for stream in Stream::ALL {
+            let done = self.queued[stream as usize];
+            if done > 0 {
+                self.wait(Stream::Compute, Point { stream, done });
+            }
+        }
+    }
+}
+
+impl Uses {
+    fn all(&self) -> Vec<Point> {
+        let readers = self
+            .readers
+            .iter()
+            .map(|(&stream, &done)| Point { stream, done });
+        self.writer
+            .into_iter()
+            .chain(readers)
+            .filter(|p| p.done > 0)
+            .collect()
+    }
+}
+
+/// The stream that copies between two places directly.
+fn direct(places: (Place, Place)) -> Option<Stream> {
+    use Place::{Disk, Gpu, Host, Pinned};
+    match places {
+        (Gpu, Gpu) => Some(Stream::Compute),
+        (Gpu, Pinned | Host) => Some(Stream::ToHost),
+        (Pinned | Host, Gpu) => Some(Stream::ToDevice),
+        (Pinned | Host, Pinned | Host) => Some(Stream::HostCompute),
+        (Pinned | Host, Disk) => Some(Stream::DiskWrite),
+        (Disk, Pinned | Host) => Some(Stream::DiskRead),
+        _ => None,
+    }
+}
+
+fn piece(span: Span, at: u64, bytes: Bytes) -> Span {
+    Span {
+        buffer: span.buffer,
+        offset: span.offset + Bytes(at),
+        bytes,
+    }
+}
+
+/// The last node to use each storage.
+fn last_uses(step: &Step) -> Vec<Option<(usize, Stream)>> {
+    let mut last = vec![None; step.storages.len()];
+    for (index, node) in step.nodes.iter().enumerate() {
+        for value in node.inputs.iter().chain(&node.outputs) {
+            last[step.tensor(*value).storage.0 as usize] = Some((index, node.stream));
+        }
+    }
+    last
+}
+
+/// The stream in which node `last` really uses `storage`: for a move, that of the copy at its end.
+fn last_stream(step: &Step, last: usize, stream: Stream, storage: StorageId) -> Stream {
+    let node = &step.nodes[last];
+    if node.op.name() != MOVE {
+        return stream;
+    }
+    let (from, to) = (
+        step.storage_of(node.inputs[0]).place,
+        step.storage_of(node.outputs[0]).place,
+    );
+    match (
+        direct((from, to)),
+        step.tensor(node.inputs[0]).storage == storage,
+    ) {
+        (Some(stream), _) => stream,
+        (None, true) => {
+            if from == Place::Disk {
+                Stream::DiskRead
+            } else {
+                Stream::ToHost
+            }
+        }
+        (None, false) => {
+            if to == Place::Disk {
+                Stream::DiskWrite
+            } else {
+                Stream::ToDevice
+            }
+        }
+    }
+}
+
+/// Gives each awaited point an event, signalled right after the instruction it waits for.
+fn number_events(draft: Vec<Draft>) -> (Vec<Instr>, u32) {
+    let awaited: BTreeSet<Point> = draft
+        .iter()
+        .filter_map(|d| {
+            if let Draft::Wait(_, point) = d {
+                Some(*point)
+            } else {
+                None
+            }
+        })
+        .collect();
+    let events: BTreeMap<Point, EventId> = awaited.into_iter().zip((0..).map(EventId)).collect();
+    let mut done = Clock::default();
+    let mut code = Vec::with_capacity(draft.len() + events.len());
+    for item in draft {
+        match item {
+            Draft::Wait(stream, point) => code.push(Instr::Wait(stream, events[&point])),
+            Draft::Plain(instr) => {
+                code.push(instr);
+                if let Instr::Launch { stream, .. } | Instr::Copy { stream, .. } = instr {
+                    done[stream as usize] += 1;
+                    let point = Point {
+                        stream,
+                        done: done[stream as usize],
+                    };
+                    code.extend(
+                        events
+                            .get(&point)
+                            .map(|&event| Instr::Signal(stream, event)),
+                    );
+                }
+            }
+        }
+    }
+    (code, events.len() as u32)
+}
