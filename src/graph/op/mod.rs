@@ -21,6 +21,7 @@ pub mod linear_cross_entropy;
 pub mod matmul;
 pub mod moe;
 pub mod optimizer;
+pub mod simd;
 pub mod transfer;
 
 /// What becomes of one output of an op.
