@@ -71,7 +71,7 @@ impl Bench {
             let mut evaluator = Evaluator::new(self.step.clone());
             fill(&mut evaluator);
             evaluator.run(0..self.step.nodes.len()).unwrap();
-            wanted.iter().map(|&w| evaluator.raw(w).to_vec()).collect()
+            wanted.iter().map(|&w| evaluator.get(w)).collect()
         })
     }
 

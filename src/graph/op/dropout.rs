@@ -64,11 +64,10 @@ impl Op for Dropout {
         let first = io.scalars.micro * y.at.elements();
         let (rate, scale) = (self.rate as f32, (1.0 / (1.0 - self.rate)) as f32);
         with_float!("dropout", y.at.dtype, T => {
-            let x = x.of::<T>();
             y.of::<T>().par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, y)| {
                 let from = chunk * CHUNK;
                 if !self.in_place {
-                    y.copy_from_slice(&x[from..from + y.len()]);
+                    y.copy_from_slice(&x.of()[from..from + y.len()]);
                 }
                 mask(y, key, first + from as u64, rate, scale);
             });
