@@ -2,5 +2,6 @@
 
 pub mod error;
 pub mod graph;
+pub mod machine;
 pub mod program;
 pub mod spec;

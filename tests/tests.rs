@@ -2,8 +2,15 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod bench;
+mod configs;
+mod derivatives;
+mod devices;
+mod job;
+mod models;
 mod ops_loss;
 mod ops_moe;
+mod ops_norm;
 mod ops_optimizer;
 mod ops_simd;
 mod reference;
+// What is given: published models, devices, jobs.

@@ -1,5 +1,7 @@
 //! What is given: units, the model, the device, the job.
 
+pub mod catalog;
+pub mod config;
 pub mod device;
 pub mod job;
 pub mod model;

@@ -20,6 +20,7 @@ pub mod gemm;
 pub mod linear_cross_entropy;
 pub mod matmul;
 pub mod moe;
+pub mod norm;
 pub mod optimizer;
 pub mod simd;
 pub mod transfer;
@@ -266,6 +267,19 @@ pub fn summed(
         format!("adds {at} into {}", inputs[of])
     })?;
     Ok(vec![Output::Overwrite { of }])
+}
+
+/// The outputs of a call, which must be `N`.
+///
+/// # Errors
+/// [`Error::Shape`] naming both counts.
+pub fn exactly<'s, 'a, const N: usize>(
+    op: &'static str,
+    outputs: &'s mut [ViewMut<'a>],
+) -> Result<&'s mut [ViewMut<'a>; N]> {
+    let count = outputs.len();
+    let why = || Error::shape(op, format!("makes {N} outputs, got room for {count}"));
+    outputs.try_into().map_err(|_| why())
 }
 
 /// Bytes of all inputs and outputs, each once: the least any kernel moves.

@@ -157,6 +157,28 @@ pub fn sum_of_pairs<T: Element, U: Element>(
     halve(lanes, |a, b| a + b)
 }
 
+/// Σ term(x[i], y[i], z[i]), for use inside [`vectorized`] bodies.
+#[inline(always)]
+pub fn sum_of_triples<T: Element>(
+    x: &[T],
+    y: &[T],
+    z: &[T],
+    term: impl Fn(f32, f32, f32) -> f32,
+) -> f32 {
+    let mut lanes = [0f32; LANES];
+    let (x, x_rest) = x.as_chunks::<LANES>();
+    let ((y, y_rest), (z, z_rest)) = (y.as_chunks::<LANES>(), z.as_chunks::<LANES>());
+    for ((x, y), z) in x.iter().zip(y).zip(z) {
+        for ((lane, x), (y, z)) in lanes.iter_mut().zip(x).zip(y.iter().zip(z)) {
+            *lane += term(x.wide(), y.wide(), z.wide());
+        }
+    }
+    for ((lane, x), (y, z)) in lanes.iter_mut().zip(x_rest).zip(y_rest.iter().zip(z_rest)) {
+        *lane += term(x.wide(), y.wide(), z.wide());
+    }
+    halve(lanes, |a, b| a + b)
+}
+
 /// The greatest element (-∞ of none; NaNs are passed over), for use inside [`vectorized`] bodies.
 #[inline(always)]
 pub fn max_of<T: Element>(x: &[T]) -> f32 {

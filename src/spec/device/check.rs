@@ -1,0 +1,91 @@
+//! Checks that a device's numbers can be computed with.
+
+use super::Device;
+use crate::error::{Error, Result};
+
+/// More memory than any device has; sums of a few such sizes stay inside 64 bits.
+pub(super) const MEMORY_LIMIT: u64 = 1 << 60;
+
+/// Refuses a device with a number that is no rate, no size or no time.
+pub(super) fn check(device: &Device) -> Result<()> {
+    if device.name.trim().is_empty() {
+        return Err(bad(device, "name", "\"\"", "it is empty"));
+    }
+    sizes(device)?;
+    rates(device)?;
+    if !(device.launch.0.is_finite() && device.launch.0 >= 0.0) {
+        return Err(bad(device, "launch", device.launch.0, "not a duration"));
+    }
+    if device.threads == Some(0) {
+        return Err(bad(device, "threads", 0, "a CPU has at least one"));
+    }
+    for price in &device.price {
+        if !(price.low >= 0.0 && price.high >= price.low && price.high.is_finite()) {
+            let range = format!("{} to {}", price.low, price.high);
+            return Err(bad(device, "price", range, "not a range of prices"));
+        }
+    }
+    Ok(())
+}
+
+fn sizes(device: &Device) -> Result<()> {
+    let sizes = [
+        ("memory", device.memory),
+        ("reserved", device.reserved),
+        ("slab", device.slab),
+    ];
+    for (field, size) in sizes {
+        if size.0 > MEMORY_LIMIT {
+            return Err(bad(device, field, size.0, "no device has that many bytes"));
+        }
+    }
+    Ok(())
+}
+
+fn rates(device: &Device) -> Result<()> {
+    let peak = &device.peak;
+    let probe = device.probe.as_ref();
+    let single = [
+        ("bandwidth", Some(device.bandwidth)),
+        ("link", Some(device.link)),
+        ("peak.fp32", Some(peak.fp32)),
+        ("peak.tf32", peak.tf32),
+        ("peak.fp16", peak.fp16),
+        ("peak.bf16", peak.bf16),
+        ("peak.fp8", peak.fp8),
+        ("copy_rate", device.copy_rate),
+        ("disk_rate", device.disk_rate),
+        ("tdp_watts", device.tdp_watts),
+        ("probe.gemm", probe.map(|p| p.gemm.0)),
+        ("probe.copy", probe.map(|p| p.copy.0)),
+    ];
+    for (field, value) in single {
+        positive(device, field, value)?;
+    }
+    for (op, share) in &device.efficiency {
+        positive(device, &format!("efficiency.{op}"), Some(*share))?;
+    }
+    Ok(())
+}
+
+fn positive(device: &Device, field: &str, value: Option<f64>) -> Result<()> {
+    match value {
+        Some(x) if !(x.is_finite() && x > 0.0) => {
+            Err(bad(device, field, x, "it must be finite and above zero"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn bad(device: &Device, field: &str, value: impl std::fmt::Display, why: &str) -> Error {
+    let name = match device.name.trim() {
+        "" => "device",
+        name => name,
+    };
+    Error::value(
+        format!("{name}: {field}"),
+        value,
+        why,
+        "correct it in the device file",
+    )
+}
