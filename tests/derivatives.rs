@@ -77,6 +77,10 @@ impl Case {
 
     /// Runs with parameter gradients in `format`.
     pub fn run_with(&self, dtype: DType, format: Option<DType>) -> Ran {
+        self.evaluate(dtype, format, None)
+    }
+
+    fn evaluate(&self, dtype: DType, format: Option<DType>, then: Option<Arc<dyn Op>>) -> Ran {
         let mut step = Step::default();
         let input = |step: &mut Step, i: usize| {
             let at = Type::new(&self.inputs[i].0, dtype);
@@ -88,10 +92,21 @@ impl Case {
         let spot = Spot::compute(Phase::Forward, "test", "op");
         let made = step.emit(self.op.clone(), &inputs, spot, Role::Activation);
         let made = made.unwrap();
-        let mut gradients = Gradients::new(&step, &inputs, format);
         let at = step.type_of(made[0]).clone();
+        let mut last = made[0];
+        let mut wanted = inputs.clone();
+        if let Some(then) = then {
+            let other = step.persistent("other", at.clone(), Place::Gpu, Role::Parameter);
+            let spot = Spot::compute(Phase::Forward, "test", "then");
+            last = step
+                .emit(then, &[last, other], spot, Role::Activation)
+                .unwrap()[0];
+            wanted.push(other);
+        }
+        let mut gradients = Gradients::new(&step, &wanted, format);
         let seed = step.persistent("seed", at.clone(), Place::Gpu, Role::Temporary);
-        gradients.seed(made[0], seed);
+        gradients.seed(last, seed);
+        let forward = step.nodes.len();
         let gradients = differentiate(&mut step, gradients).unwrap();
         let nodes = step.nodes.len();
         let mut evaluator = Evaluator::new(step);
@@ -99,14 +114,19 @@ impl Case {
             put(&mut evaluator, *id, values);
         }
         put(&mut evaluator, seed, &self.seed(at.elements() as usize));
-        evaluator.run(0..1).unwrap();
+        evaluator.run(0..forward).unwrap();
         let outputs = made.iter().map(|&id| wide(&mut evaluator, id)).collect();
-        evaluator.run(1..nodes).unwrap();
+        evaluator.run(forward..nodes).unwrap();
         let gradients = inputs
             .iter()
             .map(|&id| wide(&mut evaluator, gradients.of(id).unwrap()))
             .collect();
         Ran { outputs, gradients }
+    }
+
+    /// Gradients where `then` joins output 0 with another value, so that the gradient is not owned.
+    pub fn run_after(&self, then: Arc<dyn Op>, dtype: DType) -> Vec<Vec<f32>> {
+        self.evaluate(dtype, None, Some(then)).gradients
     }
 
     /// Output 0 and the gradients by candle's autograd.

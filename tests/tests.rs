@@ -7,10 +7,12 @@ mod derivatives;
 mod devices;
 mod job;
 mod models;
+mod ops_activation;
+mod ops_attention;
 mod ops_loss;
 mod ops_moe;
 mod ops_norm;
 mod ops_optimizer;
+mod ops_rope;
 mod ops_simd;
 mod reference;
-// What is given: published models, devices, jobs.

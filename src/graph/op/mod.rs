@@ -12,17 +12,24 @@ use crate::error::{Error, Result};
 use crate::spec::job::Backend;
 use crate::spec::units::Bytes;
 
+pub mod activation;
+pub mod attention;
+mod attention_backward;
 pub mod cross_entropy;
 pub mod dropout;
 pub mod elementwise;
 pub mod embedding;
+pub mod flash;
 pub mod gemm;
 pub mod linear_cross_entropy;
 pub mod matmul;
 pub mod moe;
 pub mod norm;
 pub mod optimizer;
+pub mod rope;
+pub mod scores;
 pub mod simd;
+pub mod tile;
 pub mod transfer;
 
 /// What becomes of one output of an op.

@@ -1,0 +1,252 @@
+//! The derivative that both forms of attention share, tile by tile.
+
+use std::ops::Range;
+
+use super::Element;
+use super::attention::{Block, QUERIES, within};
+use super::gemm::Mat;
+use super::scores::{self, AttentionShape, Dropout};
+use super::simd;
+use super::tile::{Cut, Heads, TileMut, carve, pieces, product, run_all, slot_of, widened};
+use crate::graph::tensor::DType;
+
+/// What the forward pass left to find the probabilities again.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Saved<'a, T> {
+    /// The probabilities before dropout (B heads T, T).
+    Probabilities(&'a [T]),
+    /// The output and each row's log of the sum of exponentials (B heads, T).
+    Output(Heads<'a, T>, &'a [f32]),
+}
+
+/// Everything the derivative reads.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Gradients<'a, T> {
+    pub shape: &'a AttentionShape,
+    pub dropout: Dropout,
+    /// Keys of a tile; all of them where only probabilities were saved.
+    pub keys: usize,
+    pub dout: Heads<'a, T>,
+    pub q: Heads<'a, T>,
+    pub k: Heads<'a, T>,
+    pub v: Heads<'a, T>,
+    pub saved: Saved<'a, T>,
+}
+
+/// Tiles of the size (queries, keys), and sums over one block of queries.
+struct Room<'a> {
+    p: &'a mut [f32],
+    dp: &'a mut [f32],
+    slopes: &'a mut [f32],
+    factors: &'a mut [f32],
+    deltas: &'a mut [f32],
+    dq: &'a mut [f32],
+    q: &'a mut [f32],
+    dout: &'a mut [f32],
+}
+
+/// Keys and values (T, D) of one head and the sums of their gradients.
+struct Shared<'a> {
+    k: Mat<'a, f32>,
+    v: Mat<'a, f32>,
+    dk: &'a mut [f32],
+    dv: &'a mut [f32],
+}
+
+impl<T: Element> Gradients<'_, T> {
+    /// Computes dq, dk and dv, one task for each key head of each sequence.
+    pub fn run(&self, [dq, dk, dv]: [&mut [T]; 3], scratch: &mut [u8]) {
+        let shape = self.shape;
+        let [batch, seq, kv, d] =
+            [shape.batch, shape.seq, shape.kv_heads, shape.head_dim].map(|n| n as usize);
+        let cut = |width: usize| Cut {
+            batch,
+            seq,
+            columns: kv * width,
+            height: seq,
+            width,
+        };
+        let made = cut(d).tiles(dk).zip(cut(d).tiles(dv));
+        let jobs = cut(shape.group() * d).tiles(dq).zip(made).enumerate();
+        let sizes = sizes(shape, self.keys, T::DTYPE.is_half());
+        run_all(
+            jobs,
+            scratch,
+            slot_of(sizes),
+            |(index, (dq, made)), slot| {
+                self.group(index / kv, index % kv, dq, made, carve(slot, sizes));
+            },
+        );
+    }
+
+    /// dq (T, group D), dk and dv (T, D) of one key head.
+    fn group(
+        &self,
+        batch: usize,
+        kv: usize,
+        mut made_q: TileMut<T>,
+        (mut made_k, mut made_v): (TileMut<T>, TileMut<T>),
+        room: [&mut [f32]; 12],
+    ) {
+        let (seq, d, group) = (self.k.seq, self.k.width, self.shape.group());
+        let [p, dp, slopes, factors, deltas, dq, q, dout, dk, dv, k, v] = room;
+        dk.fill(0.0);
+        dv.fill(0.0);
+        factors.fill(1.0);
+        let mut room = Room {
+            p,
+            dp,
+            slopes,
+            factors,
+            deltas,
+            dq,
+            q,
+            dout,
+        };
+        let k = widened(self.k.tile(batch, kv, 0..seq), k);
+        let v = widened(self.v.tile(batch, kv, 0..seq), v);
+        let mut shared = Shared { k, v, dk, dv };
+        for member in 0..group {
+            for rows in pieces(0..seq, QUERIES) {
+                let head = kv * group + member;
+                let at = Block {
+                    batch,
+                    head,
+                    rows: rows.clone(),
+                };
+                self.block(&at, &mut shared, &mut room);
+                for (i, dq) in rows.zip(room.dq.chunks_exact(d)) {
+                    simd::narrow(dq, &mut made_q.row(i)[member * d..][..d]);
+                }
+            }
+        }
+        for (i, (dk, dv)) in shared
+            .dk
+            .chunks_exact(d)
+            .zip(shared.dv.chunks_exact(d))
+            .enumerate()
+        {
+            simd::narrow(dk, made_k.row(i));
+            simd::narrow(dv, made_v.row(i));
+        }
+    }
+
+    /// dq of some queries into `room`; their share of dk and dv is added.
+    fn block(&self, at: &Block, shared: &mut Shared, room: &mut Room) {
+        let (count, d, scale) = (at.rows.len(), self.q.width, self.shape.scale as f32);
+        let q = widened(self.q.tile(at.batch, at.head, at.rows.clone()), room.q);
+        let dout = widened(
+            self.dout.tile(at.batch, at.head, at.rows.clone()),
+            room.dout,
+        );
+        let has_deltas = self.deltas(at, dout, room.deltas);
+        let mut dq = TileMut::new(room.dq, count, d);
+        for (index, keys) in pieces(self.shape.span(&at.rows), self.keys).enumerate() {
+            let width = keys.len();
+            let (k, v) = (
+                shared.k.rows_of(keys.clone()),
+                shared.v.rows_of(keys.clone()),
+            );
+            let slopes = &mut *room.slopes;
+            self.probabilities(at, &keys, q, k, TileMut::new(room.p, count, width), slopes);
+            let mut dp = TileMut::new(room.dp, count, width);
+            product(&mut dp, dout, v.t(), 1.0, false);
+            let rows = room.p.chunks_exact_mut(width).take(count).enumerate();
+            for (row, p) in rows {
+                if self.dropout.is_on() {
+                    let row = at.row(self.shape) + row;
+                    self.dropout
+                        .factors(row, keys.start, &mut room.factors[..width]);
+                }
+                let delta = has_deltas.then(|| room.deltas[row]);
+                scores::score_gradients(p, dp.row(row), &room.factors[..width], delta);
+            }
+            let (p, ds) = (&*room.p, &mut *room.dp);
+            if self.shape.softcap.is_some() {
+                scores::multiply(room.slopes, &mut ds[..count * width]);
+            }
+            let (p, ds) = (Mat::new(p, count, width), Mat::new(ds, count, width));
+            let part = keys.start * d..keys.end * d;
+            let mut dv = TileMut::new(&mut shared.dv[part.clone()], width, d);
+            product(&mut dv, p.t(), dout, 1.0, true);
+            let mut dk = TileMut::new(&mut shared.dk[part], width, d);
+            product(&mut dk, ds.t(), q, scale, true);
+            product(&mut dq, ds, k, scale, index > 0);
+        }
+    }
+
+    /// Σ dout out of each row, where the output was saved.
+    fn deltas(&self, at: &Block, dout: Mat<f32>, deltas: &mut [f32]) -> bool {
+        let Saved::Output(out, _) = self.saved else {
+            return false;
+        };
+        let out = out.tile(at.batch, at.head, at.rows.clone());
+        for (row, delta) in deltas.iter_mut().take(at.rows.len()).enumerate() {
+            *delta = simd::dot(dout.row(row), out.row(row));
+        }
+        true
+    }
+
+    /// The probabilities before dropout of one tile, and the slopes of the soft cap where there is one.
+    fn probabilities(
+        &self,
+        at: &Block,
+        keys: &Range<usize>,
+        q: Mat<f32>,
+        k: Mat<f32>,
+        mut p: TileMut<f32>,
+        slopes: &mut [f32],
+    ) {
+        let shape = self.shape;
+        if shape.softcap.is_some() || matches!(self.saved, Saved::Output(..)) {
+            product(&mut p, q, k.t(), shape.scale as f32, false);
+        }
+        for (row, i) in at.rows.clone().enumerate() {
+            let p = p.row(row);
+            if let Some(cap) = shape.softcap {
+                let slopes = &mut slopes[row * keys.len()..][..keys.len()];
+                scores::soft_cap_slope(p, slopes, cap as f32);
+            }
+            match self.saved {
+                Saved::Probabilities(saved) => {
+                    let saved = &saved[(at.row(shape) + row) * self.k.seq..];
+                    simd::widen(&saved[keys.clone()], p);
+                }
+                Saved::Output(_, lse) => {
+                    let seen = within(shape.visible(i), keys);
+                    scores::from_lse(p, seen, lse[at.row(shape) + row]);
+                }
+            }
+        }
+    }
+}
+
+/// f32 elements of a task's slot with tiles of `keys` keys.
+pub(super) fn slot(shape: &AttentionShape, keys: usize, dtype: DType) -> usize {
+    slot_of(sizes(shape, keys, dtype.is_half()))
+}
+
+/// f32 scratch of a task: the pieces of [`Room`], then dk, dv and the widened keys and values.
+fn sizes(shape: &AttentionShape, keys: usize, half: bool) -> [usize; 12] {
+    let (t, d) = (shape.seq as usize, shape.head_dim as usize);
+    let (tile, wide) = (QUERIES * keys, usize::from(half));
+    let slopes = if shape.softcap.is_some() { tile } else { 0 };
+    let (block, whole) = (QUERIES * d, t * d);
+    let scores = [tile, tile, slopes, keys, QUERIES, block];
+    let [a, b, c, e, f, g] = scores;
+    let widened = wide * block;
+    [
+        a,
+        b,
+        c,
+        e,
+        f,
+        g,
+        widened,
+        widened,
+        whole,
+        whole,
+        wide * whole,
+        wide * whole,
+    ]
+}

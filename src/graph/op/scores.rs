@@ -1,0 +1,235 @@
+//! What happens to rows of attention scores between the matrix products.
+
+use std::ops::Range;
+
+use super::simd::{self, max_of, sum_of, sum_of_triples, vectorized};
+use super::{Element, Scalars};
+use crate::error::Result;
+use crate::graph::op::expect;
+use crate::graph::random::Key;
+use crate::graph::tensor::Type;
+
+/// What attention attends to. Query head h reads key and value head `h / (heads / kv_heads)`.
+#[derive(Debug, Clone)]
+pub struct AttentionShape {
+    /// Sequences (B); N = B T.
+    pub batch: u64,
+    /// Positions of a sequence (T).
+    pub seq: u64,
+    /// Query heads.
+    pub heads: u64,
+    /// Key and value heads.
+    pub kv_heads: u64,
+    /// Columns of a head (D).
+    pub head_dim: u64,
+    /// Whether a position sees none after it.
+    pub causal: bool,
+    /// A position sees only those less than this far away.
+    pub window: Option<u64>,
+    /// Scores are multiplied by this.
+    pub scale: f64,
+    /// Scores become `cap * tanh(score / cap)` (Gemma 2).
+    pub softcap: Option<f64>,
+    /// Rate at which probabilities are dropped.
+    pub dropout: f64,
+}
+
+impl AttentionShape {
+    /// The keys that query `i` of a sequence sees.
+    pub fn visible(&self, i: usize) -> Range<usize> {
+        let (seq, window) = (self.seq as usize, self.window.unwrap_or(self.seq) as usize);
+        let end = if self.causal {
+            i + 1
+        } else {
+            i.saturating_add(window)
+        };
+        (i + 1).saturating_sub(window)..end.min(seq)
+    }
+
+    /// The keys that any of the queries `rows` sees.
+    pub fn span(&self, rows: &Range<usize>) -> Range<usize> {
+        self.visible(rows.start).start..self.visible(rows.end - 1).end
+    }
+
+    /// Pairs of a query and a key it sees, in all heads of the batch.
+    pub fn pairs(&self) -> u64 {
+        let seen: usize = (0..self.seq as usize).map(|i| self.visible(i).len()).sum();
+        self.batch * self.heads * seen as u64
+    }
+
+    /// Query heads of a key head.
+    pub fn group(&self) -> usize {
+        (self.heads / self.kv_heads) as usize
+    }
+
+    /// Flops beside products for each pair, an exponential counted as ten.
+    pub fn pair_flops(&self) -> u64 {
+        let cap = if self.softcap.is_some() { 30 } else { 0 };
+        let drop = if self.dropout > 0.0 { 2 } else { 0 };
+        14 + cap + drop
+    }
+
+    /// Fails unless `inputs` start with q (N, heads D), k and v (N, kv_heads D).
+    pub(super) fn check(&self, op: &'static str, inputs: &[Type]) -> Result<()> {
+        let rows = self.batch * self.seq;
+        let columns = [self.heads, self.kv_heads, self.kv_heads].map(|h| h * self.head_dim);
+        let good = self.seq > 0
+            && self.kv_heads > 0
+            && self.heads.is_multiple_of(self.kv_heads)
+            && self.window != Some(0)
+            && inputs.len() >= 3
+            && inputs
+                .iter()
+                .zip(columns)
+                .all(|(t, c)| t.shape == [rows, c])
+            && inputs[..3].iter().all(|t| t.dtype == inputs[0].dtype);
+        expect(op, good, || {
+            format!("takes q, k, v of {self:?}; got {inputs:?}")
+        })
+    }
+}
+
+/// Which probabilities are dropped, as a function of their place in the global batch.
+#[derive(Debug, Clone, Copy)]
+pub struct Dropout {
+    key: Key,
+    first: u64,
+    seq: u64,
+    rate: f32,
+}
+
+impl Dropout {
+    /// The dropout of one call.
+    pub fn new(shape: &AttentionShape, key: Key, scalars: Scalars) -> Dropout {
+        Dropout {
+            key,
+            first: scalars.micro * shape.batch * shape.heads * shape.seq * shape.seq,
+            seq: shape.seq,
+            rate: shape.dropout as f32,
+        }
+    }
+
+    /// Whether anything is dropped.
+    pub fn is_on(&self) -> bool {
+        self.rate > 0.0
+    }
+
+    /// Factors of the probabilities at `row` of (B heads T) from column `column` on: 0 or 1 / (1 - rate).
+    pub fn factors(&self, row: usize, column: usize, factors: &mut [f32]) {
+        let first = self.first + row as u64 * self.seq + column as u64;
+        draw(self.key, first, self.rate, factors);
+    }
+
+    /// Applies the factors to probabilities.
+    pub fn apply(&self, row: usize, column: usize, probs: &mut [f32]) {
+        let first = self.first + row as u64 * self.seq + column as u64;
+        drop(self.key, first, self.rate, probs);
+    }
+}
+
+vectorized! {
+    fn draw(key: Key, first: u64, rate: f32, factors: &mut [f32]) {
+        let kept = 1.0 / (1.0 - rate);
+        for (i, factor) in factors.iter_mut().enumerate() {
+            *factor = if key.uniform(first + i as u64) >= rate { kept } else { 0.0 };
+        }
+    }
+
+    fn drop(key: Key, first: u64, rate: f32, probs: &mut [f32]) {
+        let kept = 1.0 / (1.0 - rate);
+        for (i, p) in probs.iter_mut().enumerate() {
+            *p = if key.uniform(first + i as u64) >= rate { *p * kept } else { 0.0 };
+        }
+    }
+
+    /// `s = cap * tanh(s / cap)`.
+    pub fn soft_cap(scores: &mut [f32], cap: f32) {
+        for s in scores {
+            *s = cap * simd::tanh(*s / cap);
+        }
+    }
+
+    /// [`soft_cap`], with its slope into `slopes`.
+    pub fn soft_cap_slope(scores: &mut [f32], slopes: &mut [f32], cap: f32) {
+        for (s, slope) in scores.iter_mut().zip(slopes) {
+            let bent = simd::tanh(*s / cap);
+            *s = cap * bent;
+            *slope = 1.0 - bent * bent;
+        }
+    }
+
+    /// The softmax of `row[seen]`; zero elsewhere.
+    pub fn softmax(row: &mut [f32], seen: Range<usize>) {
+        let scores = keep_only(row, seen);
+        let peak = max_of(scores);
+        for s in scores.iter_mut() {
+            *s = simd::exp(*s - peak);
+        }
+        let share = 1.0 / sum_of(scores, |p| p);
+        for p in scores {
+            *p *= share;
+        }
+    }
+
+    /// One step of the online softmax (Milakov and Gimelshein 2018): `row[seen]` becomes exp(score -
+    /// peak), zero elsewhere; peak, total and the sums of values so far move to the new peak.
+    pub fn online(row: &mut [f32], seen: Range<usize>, peak: &mut f32, total: &mut f32, sums: &mut [f32]) {
+        let scores = keep_only(row, seen);
+        let highest = max_of(scores);
+        if highest > *peak {
+            let shrink = simd::exp(*peak - highest);
+            *peak = highest;
+            *total *= shrink;
+            for sum in sums {
+                *sum *= shrink;
+            }
+        }
+        let peak = *peak;
+        for s in scores.iter_mut() {
+            *s = simd::exp(*s - peak);
+        }
+        *total += sum_of(scores, |p| p);
+    }
+
+    /// `row[seen]` becomes exp(score - lse), zero elsewhere.
+    pub fn from_lse(row: &mut [f32], seen: Range<usize>, lse: f32) {
+        for s in keep_only(row, seen) {
+            *s = simd::exp(*s - lse);
+        }
+    }
+
+    /// The softmax's derivative for one row: `dp` becomes `p * (dp * factor - delta)`, then `p *= factor`;
+    /// without `delta` it is Σ p factor dp.
+    pub fn score_gradients(p: &mut [f32], dp: &mut [f32], factors: &[f32], delta: Option<f32>) {
+        let delta = match delta {
+            Some(delta) => delta,
+            None => sum_of_triples(p, factors, dp, |p, f, dp| p * f * dp),
+        };
+        for ((p, dp), f) in p.iter_mut().zip(dp).zip(factors) {
+            *dp = *p * (*dp * f - delta);
+            *p *= f;
+        }
+    }
+
+    /// `y *= x`.
+    pub fn multiply(x: &[f32], y: &mut [f32]) {
+        for (y, x) in y.iter_mut().zip(x) {
+            *y *= x;
+        }
+    }
+
+    /// `y = x * by`, rounded.
+    pub fn narrow_scaled<T: Element>(x: &[f32], by: f32, y: &mut [T]) {
+        for (y, x) in y.iter_mut().zip(x) {
+            *y = T::narrow(x * by);
+        }
+    }
+}
+
+/// `row[seen]`, with the rest of the row set to zero.
+#[inline(always)]
+fn keep_only(row: &mut [f32], seen: Range<usize>) -> &mut [f32] {
+    row[..seen.start].fill(0.0);
+    row[seen.end..].fill(0.0);
+    &mut row[seen]
+}
