@@ -9,6 +9,7 @@ mod job;
 mod models;
 mod ops_activation;
 mod ops_attention;
+mod ops_embedding;
 mod ops_loss;
 mod ops_moe;
 mod ops_norm;
