@@ -1,7 +1,7 @@
 //! The test crate: one binary, one module per subject.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-// What is given: published models, devices, jobs.
+mod bench;
 mod configs;
 mod derivatives;
 mod devices;
@@ -11,7 +11,11 @@ mod models;
 // Programs: checked and run.
 mod ops_activation;
 mod ops_attention;
+mod ops_embedding;
+mod ops_loss;
+mod ops_moe;
 mod ops_norm;
+mod ops_optimizer;
 mod ops_rope;
 mod ops_simd;
 mod programs;

@@ -49,7 +49,7 @@ pub fn lower(when: When, step: Step, shared: &[Storage], backend: Backend) -> Re
         lowering.node(index)?;
     }
     lowering.finish();
-    let (code, events) = number_events(lowering.draft);
+    let (code, events) = number_events(lowering.draft, &lowering.buffers);
     let buffers = lowering.buffers;
     Ok(Program {
         when,
@@ -177,14 +177,11 @@ impl<'a> Lowering<'a> {
         }
     }
 
+    /// Hands a buffer out: a point in its home's queue, after which others may touch it.
     fn alloc(&mut self, id: BufferId) {
-        self.draft.push(Draft::Plain(Instr::Alloc(id)));
         let home = self.buffers[id.0 as usize].home;
-        // Whoever touches it first does so after its home has come this far.
-        self.uses[id.0 as usize].writer = Some(Point {
-            stream: home,
-            done: self.queued[home as usize],
-        });
+        let point = self.queue(Instr::Alloc(id), home);
+        self.uses[id.0 as usize].writer = Some(point);
     }
 
     fn free(&mut self, id: BufferId) {
@@ -489,7 +486,7 @@ fn last_stream(step: &Step, last: usize, stream: Stream, storage: StorageId) -> 
 }
 
 /// Gives each awaited point an event, signalled right after the instruction it waits for.
-fn number_events(draft: Vec<Draft>) -> (Vec<Instr>, u32) {
+fn number_events(draft: Vec<Draft>, buffers: &[Buffer]) -> (Vec<Instr>, u32) {
     let awaited: BTreeSet<Point> = draft
         .iter()
         .filter_map(|d| {
@@ -508,18 +505,21 @@ fn number_events(draft: Vec<Draft>) -> (Vec<Instr>, u32) {
             Draft::Wait(stream, point) => code.push(Instr::Wait(stream, events[&point])),
             Draft::Plain(instr) => {
                 code.push(instr);
-                if let Instr::Launch { stream, .. } | Instr::Copy { stream, .. } = instr {
-                    done[stream as usize] += 1;
-                    let point = Point {
-                        stream,
-                        done: done[stream as usize],
-                    };
-                    code.extend(
-                        events
-                            .get(&point)
-                            .map(|&event| Instr::Signal(stream, event)),
-                    );
-                }
+                let stream = match instr {
+                    Instr::Launch { stream, .. } | Instr::Copy { stream, .. } => stream,
+                    Instr::Alloc(id) => buffers[id.0 as usize].home,
+                    _ => continue,
+                };
+                done[stream as usize] += 1;
+                let point = Point {
+                    stream,
+                    done: done[stream as usize],
+                };
+                code.extend(
+                    events
+                        .get(&point)
+                        .map(|&event| Instr::Signal(stream, event)),
+                );
             }
         }
     }

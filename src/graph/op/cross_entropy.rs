@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use super::simd::{self, exp, sum_of, tanh, vectorized};
 use super::{Element, Io, Op, Output, Work, expect, expect_inputs, traffic};
 use crate::error::{Error, Result};
 use crate::graph::backward::Backward;
@@ -178,8 +179,8 @@ impl Kernel {
 
     /// -log p of the target.
     fn loss<T: Element>(&self, row: &[T], target: usize, softmax: Softmax) -> f64 {
-        let mut logit = [row[target].wide()];
-        self.bend(&mut logit);
+        let mut logit = [0.0];
+        load(&row[target..=target], &mut logit, self.softcap);
         f64::from(softmax.base) + softmax.sum.ln() - f64::from(logit[0])
     }
 
@@ -190,8 +191,8 @@ impl Kernel {
         let (mut top, mut sum) = (f32::NEG_INFINITY, 0.0f64);
         for logits in row.chunks(BLOCK) {
             let z = &mut block[..logits.len()];
-            self.load(z, logits);
-            let above = z.iter().fold(top, |top, &z| top.max(z));
+            load(logits, z, self.softcap);
+            let above = top.max(simd::max(z));
             // With nothing but -∞ so far every term is zero, whatever it is relative to.
             let base = if above == f32::NEG_INFINITY {
                 0.0
@@ -202,71 +203,57 @@ impl Kernel {
             sum += f64::from(sum_exp(z, base));
             top = above;
         }
-        Softmax {
-            base: if top == f32::NEG_INFINITY { 0.0 } else { top },
-            sum,
-        }
+        let base = if top == f32::NEG_INFINITY { 0.0 } else { top };
+        Softmax { base, sum }
     }
 
     /// `row = seed · (p - onehot) · dz/dlogit`.
     fn gradient<T: Element>(&self, row: &mut [T], target: usize, softmax: Softmax) {
-        let mut block = [0.0f32; BLOCK];
+        let (mut block, mut slopes) = ([0.0f32; BLOCK], [0.0f32; BLOCK]);
         let scale = (f64::from(self.seed) / softmax.sum) as f32;
         for (index, logits) in row.chunks_mut(BLOCK).enumerate() {
             let z = &mut block[..logits.len()];
-            self.load(z, logits);
-            let slope = self.softcap.map(|cap| {
-                let mut slope = [0.0f32; BLOCK];
-                slope
-                    .iter_mut()
-                    .zip(z.iter())
-                    .for_each(|(s, z)| *s = 1.0 - (z / cap) * (z / cap));
-                slope
-            });
+            load(logits, z, self.softcap);
+            if let Some(cap) = self.softcap {
+                slope(z, &mut slopes, cap);
+            }
             scaled_exp(z, softmax.base, scale);
             if let Some(z) = target.checked_sub(index * BLOCK).and_then(|i| z.get_mut(i)) {
                 *z -= self.seed;
             }
-            if let Some(slope) = slope {
-                z.iter_mut().zip(slope).for_each(|(z, slope)| *z *= slope);
+            if self.softcap.is_some() {
+                z.iter_mut().zip(&slopes).for_each(|(z, slope)| *z *= slope);
             }
-            logits
-                .iter_mut()
-                .zip(z)
-                .for_each(|(l, z)| *l = T::narrow(*z));
-        }
-    }
-
-    /// Widens and bends.
-    fn load<T: Element>(&self, z: &mut [f32], logits: &[T]) {
-        z.iter_mut().zip(logits).for_each(|(z, l)| *z = l.wide());
-        self.bend(z);
-    }
-
-    /// Applies the cap.
-    fn bend(&self, z: &mut [f32]) {
-        if let Some(cap) = self.softcap {
-            z.iter_mut().for_each(|z| *z = cap * (*z / cap).tanh());
+            simd::narrow(z, logits);
         }
     }
 }
 
-/// Sums that run side by side, so that the loop vectorizes in a fixed order.
-const LANES: usize = 16;
-
-/// `Σ exp(z - base)`.
-fn sum_exp(z: &[f32], base: f32) -> f32 {
-    let mut lanes = [0.0f32; LANES];
-    for z in z.chunks(LANES) {
-        lanes
-            .iter_mut()
-            .zip(z)
-            .for_each(|(sum, z)| *sum += (z - base).exp());
+vectorized! {
+    /// `z = logits`, widened, and bent below the cap where there is one.
+    fn load<T: Element>(logits: &[T], z: &mut [f32], softcap: Option<f32>) {
+        match softcap {
+            None => z.iter_mut().zip(logits).for_each(|(z, l)| *z = l.wide()),
+            Some(cap) => z.iter_mut().zip(logits).for_each(|(z, l)| *z = cap * tanh(l.wide() / cap)),
+        }
     }
-    lanes.iter().sum()
-}
 
-/// `z = scale · exp(z - base)`.
-fn scaled_exp(z: &mut [f32], base: f32, scale: f32) {
-    z.iter_mut().for_each(|z| *z = scale * (*z - base).exp());
+    /// `slope = dz/dlogit` of bent logits.
+    fn slope(z: &[f32], slope: &mut [f32], cap: f32) {
+        for (slope, z) in slope.iter_mut().zip(z) {
+            *slope = 1.0 - (z / cap) * (z / cap);
+        }
+    }
+
+    /// `Σ exp(z - base)`.
+    fn sum_exp(z: &[f32], base: f32) -> f32 {
+        sum_of(z, |z| exp(z - base))
+    }
+
+    /// `z = scale · exp(z - base)`.
+    fn scaled_exp(z: &mut [f32], base: f32, scale: f32) {
+        for z in z {
+            *z = scale * exp(*z - base);
+        }
+    }
 }

@@ -3,9 +3,11 @@
 use rayon::prelude::*;
 
 use super::elementwise::CHUNK;
+use super::simd::vectorized;
 use super::{Element, Io, Op, Output, Work, expect, expect_inputs, traffic};
 use crate::error::Result;
 use crate::graph::backward::Backward;
+use crate::graph::random::Key;
 use crate::graph::tensor::Type;
 use crate::spec::job::Backend;
 use crate::spec::units::Bytes;
@@ -62,18 +64,24 @@ impl Op for Dropout {
         let first = io.scalars.micro * y.at.elements();
         let (rate, scale) = (self.rate as f32, (1.0 / (1.0 - self.rate)) as f32);
         with_float!("dropout", y.at.dtype, T => {
-            let x = x.of::<T>();
             y.of::<T>().par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, y)| {
                 let from = chunk * CHUNK;
                 if !self.in_place {
-                    y.copy_from_slice(&x[from..from + y.len()]);
+                    y.copy_from_slice(&x.of()[from..from + y.len()]);
                 }
-                for (i, y) in y.iter_mut().enumerate() {
-                    let kept = key.uniform(first + (from + i) as u64) >= rate;
-                    *y = T::narrow(if kept { y.wide() * scale } else { 0.0 });
-                }
+                mask(y, key, first + from as u64, rate, scale);
             });
             Ok(())
         })
+    }
+}
+
+vectorized! {
+    /// Keeps and scales, or zeroes, elements whose draws begin at `first`.
+    fn mask<T: Element>(y: &mut [T], key: Key, first: u64, rate: f32, scale: f32) {
+        for (i, y) in y.iter_mut().enumerate() {
+            let kept = key.uniform(first + i as u64) >= rate;
+            *y = T::narrow(if kept { y.wide() * scale } else { 0.0 });
+        }
     }
 }

@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use super::matmul::no_derivative;
+use super::simd::{self, vectorized};
 use super::{Element, Io, Op, Output, Work, expect, expect_inputs, summed, traffic};
 use crate::error::{Error, Result};
 use crate::graph::backward::Backward;
@@ -85,9 +86,7 @@ impl Op for Embedding {
             let table = table.of::<T>();
             y.of::<T>().par_chunks_mut(columns.max(1)).zip(ids).for_each(|(y, &id)| {
                 let row = &table[id as usize * columns..][..columns];
-                for (y, x) in y.iter_mut().zip(row) {
-                    *y = T::narrow(x.wide() * scale);
-                }
+                scaled(y, row, scale);
             });
             Ok(())
         })
@@ -191,13 +190,32 @@ impl<X: Element> Gradients<'_, X> {
             let mut sum = [0.0f32; COLUMNS];
             for token in tokens.clone() {
                 let from = &self.rows[token * self.columns + block * COLUMNS..][..row.len()];
-                for (sum, x) in sum.iter_mut().zip(from) {
-                    *sum += x.wide();
-                }
+                simd::add(from, &mut sum);
             }
-            for (row, sum) in row.iter_mut().zip(sum) {
-                *row = G::narrow(row.wide() + self.scale * sum);
-            }
+            add_scaled(row, &sum, self.scale);
+        }
+    }
+}
+
+vectorized! {
+    /// `y = scale · x`.
+    fn scaled<T: Element>(y: &mut [T], x: &[T], scale: f32) {
+        for (y, x) in y.iter_mut().zip(x) {
+            *y = T::narrow(x.wide() * scale);
+        }
+    }
+
+    /// `y += x`.
+    fn add<T: Element>(y: &mut [T], x: &[T]) {
+        for (y, x) in y.iter_mut().zip(x) {
+            *y = T::narrow(y.wide() + x.wide());
+        }
+    }
+
+    /// `y += scale · x`.
+    fn add_scaled<T: Element>(y: &mut [T], x: &[f32], scale: f32) {
+        for (y, x) in y.iter_mut().zip(x) {
+            *y = T::narrow(y.wide() + scale * x);
         }
     }
 }
@@ -282,9 +300,7 @@ impl Op for PositionEmbedding {
             let table = table.of::<T>();
             x.of::<T>().par_chunks_mut(columns.max(1)).enumerate().for_each(|(n, x)| {
                 let row = &table[(n % seq + offset) * columns..][..columns];
-                for (x, p) in x.iter_mut().zip(row) {
-                    *x = T::narrow(x.wide() + p.wide());
-                }
+                add(x, row);
             });
             Ok(())
         })

@@ -2,6 +2,7 @@
 
 use super::cross_entropy::{Kernel, PASS, check_targets, expect_targets};
 use super::gemm::{Mat, matmul, matmul_scratch};
+use super::simd;
 use super::{Element, Io, Op, Output, ViewMut, Work, expect, expect_inputs, traffic};
 use crate::error::Result;
 use crate::graph::backward::Backward;
@@ -195,9 +196,7 @@ fn narrow<G: Element>(into: &mut [G], from: &[f32]) {
     into.par_chunks_mut(chunk)
         .zip(from.par_chunks(chunk))
         .for_each(|(into, from)| {
-            into.iter_mut()
-                .zip(from)
-                .for_each(|(to, from)| *to = G::narrow(*from));
+            simd::narrow(from, into);
         });
 }
 

@@ -107,7 +107,12 @@ pub struct ViewMut<'a> {
 impl<'a> View<'a> {
     /// The elements.
     pub fn of<T: Pod>(&self) -> &'a [T] {
-        bytemuck::cast_slice(self.bytes)
+        // An empty slice may be misaligned for `T`.
+        if self.bytes.is_empty() {
+            &[]
+        } else {
+            bytemuck::cast_slice(self.bytes)
+        }
     }
 }
 

@@ -107,13 +107,13 @@ impl Op for Route {
 
 /// One token: its experts by falling logit, and their softmax.
 fn choose<T: Element>(logits: &[T], weights: &mut [f32], chosen: &mut [u32]) {
-    for rank in 0..chosen.len() {
+    for (rank, weight) in weights.iter_mut().enumerate() {
         let (before, rest) = chosen.split_at_mut(rank);
         let free = (0..logits.len() as u32).filter(|e| !before.contains(e));
         let logit = |expert: u32| logits[expert as usize].wide();
         let best = free.reduce(|best, e| if logit(e) > logit(best) { e } else { best });
         rest[0] = best.unwrap_or(0);
-        weights[rank] = logit(rest[0]);
+        *weight = logit(rest[0]);
     }
     let top = weights[0];
     weights.iter_mut().for_each(|w| *w = (*w - top).exp());

@@ -5,6 +5,7 @@ use rayon::prelude::*;
 use crate::error::Result;
 use crate::graph::backward::Backward;
 use crate::graph::op::matmul::no_derivative;
+use crate::graph::op::simd::{self, vectorized};
 use crate::graph::op::{Element, Io, Op, Output, Work, expect, expect_inputs, traffic};
 use crate::graph::tensor::{DType, Type};
 use crate::spec::job::Backend;
@@ -204,8 +205,8 @@ impl Op for CombineBackward {
             made.zip(rows).zip(order).for_each(|(((drow, product), row), &slot)| {
                 let dy = &dy[slot as usize / k * columns..][..columns];
                 let weight = weights[slot as usize];
-                drow.iter_mut().zip(dy).for_each(|(to, dy)| *to = T::narrow(weight * dy.wide()));
-                *product = dot(dy, row);
+                weighted(drow, dy, weight);
+                *product = simd::dot(dy, row);
             });
             Ok(())
         })?;
@@ -245,28 +246,24 @@ fn sum<T: Element>(into: &mut [T], rows: &[T], places: &[u32], weight: impl Fn(u
         for (rank, &place) in places.iter().enumerate() {
             let (weight, from) = (weight(rank), place as usize * columns + block * COLUMNS);
             let row = &rows[from..from + into.len()];
-            sums.iter_mut()
-                .zip(row)
-                .for_each(|(sum, x)| *sum += weight * x.wide());
+            add_weighted(&mut sums, row, weight);
         }
-        into.iter_mut()
-            .zip(sums)
-            .for_each(|(to, sum)| *to = T::narrow(sum));
+        simd::narrow(&sums[..into.len()], into);
     }
 }
 
-/// Sums that run side by side, so that the loop vectorizes in a fixed order.
-const LANES: usize = 16;
-
-/// The dot product of two rows.
-fn dot<T: Element>(a: &[T], b: &[T]) -> f32 {
-    let mut lanes = [0.0f32; LANES];
-    for (a, b) in a.chunks(LANES).zip(b.chunks(LANES)) {
-        let products = a.iter().zip(b).map(|(a, b)| a.wide() * b.wide());
-        lanes
-            .iter_mut()
-            .zip(products)
-            .for_each(|(sum, x)| *sum += x);
+vectorized! {
+    /// `sum += weight · x`.
+    fn add_weighted<T: Element>(sum: &mut [f32], x: &[T], weight: f32) {
+        for (sum, x) in sum.iter_mut().zip(x) {
+            *sum += weight * x.wide();
+        }
     }
-    lanes.iter().sum()
+
+    /// `y = weight · x`.
+    fn weighted<T: Element>(y: &mut [T], x: &[T], weight: f32) {
+        for (y, x) in y.iter_mut().zip(x) {
+            *y = T::narrow(weight * x.wide());
+        }
+    }
 }

@@ -4,6 +4,7 @@ use super::update::{Layout, Rule};
 use crate::error::Result;
 use crate::graph::backward::Backward;
 use crate::graph::op::matmul::no_derivative;
+use crate::graph::op::simd::vectorized;
 use crate::graph::op::{Io, Op, Output, Work, traffic};
 use crate::graph::tensor::Type;
 use crate::spec::job::Backend;
@@ -88,12 +89,19 @@ struct Moments {
 
 impl Rule for Moments {
     fn apply(&self, gradient: &[f32], weight: &mut [f32], [m, v]: [&mut [f32]; 2]) {
+        step(self, gradient, weight, m, v);
+    }
+}
+
+vectorized! {
+    /// Algorithm 2 of the paper, with the bias corrections folded into `rate` and `root`.
+    fn step(rule: &Moments, gradient: &[f32], weight: &mut [f32], m: &mut [f32], v: &mut [f32]) {
         let moments = m.iter_mut().zip(v);
         for ((g, w), (m, v)) in gradient.iter().zip(weight).zip(moments) {
-            *m += self.mean * (g - *m);
-            *v = self.beta2 * *v + self.square * g * g;
-            let step = *m / (v.sqrt() * self.root + self.eps);
-            *w = *w * self.keep - self.rate * step;
+            *m += rule.mean * (g - *m);
+            *v = rule.beta2 * *v + rule.square * g * g;
+            let step = *m / (v.sqrt() * rule.root + rule.eps);
+            *w = *w * rule.keep - rule.rate * step;
         }
     }
 }

@@ -6,7 +6,8 @@ use crate::error::Result;
 use crate::graph::backward::Backward;
 use crate::graph::op::elementwise::CHUNK;
 use crate::graph::op::matmul::no_derivative;
-use crate::graph::op::{Element, Io, Op, Output, Work, expect, expect_inputs, traffic};
+use crate::graph::op::simd::vectorized;
+use crate::graph::op::{Element, Io, Op, Output, View, Work, expect, expect_inputs, traffic};
 use crate::graph::tensor::{DType, Type};
 use crate::spec::job::Backend;
 use crate::spec::units::Bytes;
@@ -15,7 +16,7 @@ use crate::with_float;
 /// Most chunks a sum is made of.
 const PARTIALS: usize = 64;
 /// Sums that run side by side, so that the loop vectorizes in a fixed order.
-const LANES: usize = 8;
+const LANES: usize = 16;
 /// What PyTorch adds to the norm it divides by.
 const EPS: f64 = 1e-6;
 
@@ -74,16 +75,19 @@ impl Op for SquareSum {
     }
 }
 
-/// `Σ x²` of one chunk.
-fn squares<T: Element>(chunk: &[T]) -> f64 {
-    let mut lanes = [0.0f64; LANES];
-    for x in chunk.chunks(LANES) {
-        for (sum, x) in lanes.iter_mut().zip(x) {
-            let x = f64::from(x.wide());
-            *sum += x * x;
+vectorized! {
+    /// `Σ x²` of one chunk.
+    fn squares<T: Element>(chunk: &[T]) -> f64 {
+        let mut lanes = [0.0f64; LANES];
+        let (whole, rest) = chunk.as_chunks::<LANES>();
+        for x in whole.iter().map(|x| x.as_slice()).chain([rest]) {
+            for (sum, x) in lanes.iter_mut().zip(x) {
+                let x = f64::from(x.wide());
+                *sum += x * x;
+            }
         }
+        lanes.iter().sum()
     }
-    lanes.iter().sum()
 }
 
 impl Op for ClipScale {
@@ -121,8 +125,7 @@ impl Op for ClipScale {
         let (sums, scale) = io
             .inputs
             .split_at(io.inputs.len() - usize::from(self.loss_scale));
-        let value =
-            |index: usize| move |view: &crate::graph::op::View| f64::from(view.of::<f32>()[index]);
+        let value = |index: usize| move |view: &View| f64::from(view.of::<f32>()[index]);
         let sum: f64 = sums.iter().map(value(0)).sum();
         let scale = scale.iter().map(value(1)).next().unwrap_or(1.0);
         let norm = sum.sqrt() / scale;

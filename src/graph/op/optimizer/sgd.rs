@@ -4,6 +4,7 @@ use super::update::{Layout, Rule};
 use crate::error::Result;
 use crate::graph::backward::Backward;
 use crate::graph::op::matmul::no_derivative;
+use crate::graph::op::simd::vectorized;
 use crate::graph::op::{Io, Op, Output, Work, traffic};
 use crate::graph::tensor::Type;
 use crate::spec::job::Backend;
@@ -80,17 +81,28 @@ struct Momentum {
 
 impl Rule for Momentum {
     fn apply(&self, gradient: &[f32], weight: &mut [f32], [buffer, _]: [&mut [f32]; 2]) {
-        if buffer.is_empty() {
-            for (g, w) in gradient.iter().zip(weight) {
-                *w -= self.rate * (g + self.decay * *w);
-            }
-            return;
+        match buffer.is_empty() {
+            true => descend(self, gradient, weight),
+            false => roll(self, gradient, weight, buffer),
         }
+    }
+}
+
+vectorized! {
+    /// Without a buffer.
+    fn descend(rule: &Momentum, gradient: &[f32], weight: &mut [f32]) {
+        for (g, w) in gradient.iter().zip(weight) {
+            *w -= rule.rate * (g + rule.decay * *w);
+        }
+    }
+
+    /// With a buffer.
+    fn roll(rule: &Momentum, gradient: &[f32], weight: &mut [f32], buffer: &mut [f32]) {
         for ((g, w), buffer) in gradient.iter().zip(weight).zip(buffer) {
-            let g = g + self.decay * *w;
-            *buffer = self.momentum * *buffer + g;
-            let ahead = g + self.momentum * *buffer;
-            *w -= self.rate * if self.nesterov { ahead } else { *buffer };
+            let g = g + rule.decay * *w;
+            *buffer = rule.momentum * *buffer + g;
+            let ahead = g + rule.momentum * *buffer;
+            *w -= rule.rate * if rule.nesterov { ahead } else { *buffer };
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The walk over one parameter's elements that all optimizers share.
 
 use crate::error::Result;
+use crate::graph::op::simd;
 use crate::graph::op::{Element, Io, Output, expect, expect_inputs};
 use crate::graph::tensor::{DType, Type};
 use crate::with_float;
@@ -115,20 +116,19 @@ impl<'a, G: Element, P: Element> Cells<'a, G, P> {
         for from in (0..self.gradient.len()).step_by(BLOCK) {
             let span = from..self.gradient.len().min(from + BLOCK);
             let gradient = &mut gradient[..span.len()];
-            for (g, from) in gradient.iter_mut().zip(&self.gradient[span.clone()]) {
-                *g = from.wide() * coefficient;
-            }
+            simd::widen(&self.gradient[span.clone()], gradient);
+            simd::scale(gradient, coefficient);
             let parameter = &mut self.parameter[span.clone()];
             let weight = &mut weight[..span.len()];
             match master.is_empty() {
-                true => (weight.iter_mut().zip(&*parameter)).for_each(|(w, p)| *w = p.wide()),
+                true => simd::widen(parameter, weight),
                 false => weight.copy_from_slice(&master[span.clone()]),
             }
             rule.apply(gradient, weight, [part(first, &span), part(second, &span)]);
             if !master.is_empty() {
                 master[span].copy_from_slice(weight);
             }
-            (parameter.iter_mut().zip(weight)).for_each(|(p, w)| *p = P::narrow(*w));
+            simd::narrow(weight, parameter);
         }
     }
 }
