@@ -150,9 +150,9 @@ impl Op for AttentionBackward {
         })?;
         Ok(inputs[1..4].iter().cloned().map(Output::Fresh).collect())
     }
-    fn scratch(&self, inputs: &[Type], backend: Backend) -> Bytes {
+    fn scratch(&self, _: &[Type], backend: Backend) -> Bytes {
         let keys = self.shape.seq as usize;
-        slots(slot(&self.shape, keys, inputs[0].dtype), backend)
+        slots(slot(&self.shape, keys), backend)
     }
     fn work(&self, inputs: &[Type], outputs: &[Type]) -> Work {
         let (pairs, again) = (self.shape.pairs(), u64::from(self.shape.softcap.is_some()));

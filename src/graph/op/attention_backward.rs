@@ -7,8 +7,7 @@ use super::attention::{Block, QUERIES, within};
 use super::gemm::Mat;
 use super::scores::{self, AttentionShape, Dropout};
 use super::simd;
-use super::tile::{Cut, Heads, TileMut, carve, pieces, product, run_all, slot_of, widened};
-use crate::graph::tensor::DType;
+use super::tile::{Cut, Heads, TileMut, carve, packed, pieces, product, run_all, slot_of};
 
 /// What the forward pass left to find the probabilities again.
 #[derive(Debug, Clone, Copy)]
@@ -68,7 +67,7 @@ impl<T: Element> Gradients<'_, T> {
         };
         let made = cut(d).tiles(dk).zip(cut(d).tiles(dv));
         let jobs = cut(shape.group() * d).tiles(dq).zip(made).enumerate();
-        let sizes = sizes(shape, self.keys, T::DTYPE.is_half());
+        let sizes = sizes(shape, self.keys);
         run_all(
             jobs,
             scratch,
@@ -103,8 +102,8 @@ impl<T: Element> Gradients<'_, T> {
             q,
             dout,
         };
-        let k = widened(self.k.tile(batch, kv, 0..seq), k);
-        let v = widened(self.v.tile(batch, kv, 0..seq), v);
+        let k = packed(self.k.tile(batch, kv, 0..seq), k);
+        let v = packed(self.v.tile(batch, kv, 0..seq), v);
         let mut shared = Shared { k, v, dk, dv };
         for member in 0..group {
             for rows in pieces(0..seq, QUERIES) {
@@ -134,8 +133,8 @@ impl<T: Element> Gradients<'_, T> {
     /// dq of some queries into `room`; their share of dk and dv is added.
     fn block(&self, at: &Block, shared: &mut Shared, room: &mut Room) {
         let (count, d, scale) = (at.rows.len(), self.q.width, self.shape.scale as f32);
-        let q = widened(self.q.tile(at.batch, at.head, at.rows.clone()), room.q);
-        let dout = widened(
+        let q = packed(self.q.tile(at.batch, at.head, at.rows.clone()), room.q);
+        let dout = packed(
             self.dout.tile(at.batch, at.head, at.rows.clone()),
             room.dout,
         );
@@ -222,31 +221,19 @@ impl<T: Element> Gradients<'_, T> {
 }
 
 /// f32 elements of a task's slot with tiles of `keys` keys.
-pub(super) fn slot(shape: &AttentionShape, keys: usize, dtype: DType) -> usize {
-    slot_of(sizes(shape, keys, dtype.is_half()))
+pub(super) fn slot(shape: &AttentionShape, keys: usize) -> usize {
+    slot_of(sizes(shape, keys))
 }
 
-/// f32 scratch of a task: the pieces of [`Room`], then dk, dv and the widened keys and values.
-fn sizes(shape: &AttentionShape, keys: usize, half: bool) -> [usize; 12] {
-    let (t, d) = (shape.seq as usize, shape.head_dim as usize);
-    let (tile, wide) = (QUERIES * keys, usize::from(half));
+/// f32 scratch of a task: the pieces of [`Room`], then dk, dv and the packed keys and values.
+fn sizes(shape: &AttentionShape, keys: usize) -> [usize; 12] {
+    let (whole, block) = (
+        (shape.seq * shape.head_dim) as usize,
+        QUERIES * shape.head_dim as usize,
+    );
+    let tile = QUERIES * keys;
     let slopes = if shape.softcap.is_some() { tile } else { 0 };
-    let (block, whole) = (QUERIES * d, t * d);
-    let scores = [tile, tile, slopes, keys, QUERIES, block];
-    let [a, b, c, e, f, g] = scores;
-    let widened = wide * block;
     [
-        a,
-        b,
-        c,
-        e,
-        f,
-        g,
-        widened,
-        widened,
-        whole,
-        whole,
-        wide * whole,
-        wide * whole,
+        tile, tile, slopes, keys, QUERIES, block, block, block, whole, whole, whole, whole,
     ]
 }

@@ -15,7 +15,7 @@ use crate::spec::units::Bytes;
 use crate::with_float;
 
 /// Keys of a tile.
-const KEYS: usize = 128;
+const KEYS: usize = 256;
 
 /// Inputs q (N, heads D), k and v (N, kv_heads D); outputs out (N, heads D) and each row's log of the
 /// sum of exponentials (B heads, T).
@@ -139,8 +139,8 @@ impl Op for FlashAttentionBackward {
         })?;
         Ok(inputs[1..4].iter().cloned().map(Output::Fresh).collect())
     }
-    fn scratch(&self, inputs: &[Type], backend: Backend) -> Bytes {
-        slots(slot(&self.shape, KEYS, inputs[0].dtype), backend)
+    fn scratch(&self, _: &[Type], backend: Backend) -> Bytes {
+        slots(slot(&self.shape, KEYS), backend)
     }
     fn work(&self, inputs: &[Type], outputs: &[Type]) -> Work {
         let pairs = self.shape.pairs();
