@@ -96,7 +96,7 @@ impl FlashAttention {
     ) {
         let (shape, count, d) = (&self.shape, at.rows.len(), q.width);
         let (batch, kv) = (at.batch, at.head / shape.group());
-        let q = widened(q.tile(batch, at.head, at.rows.clone()), q_room);
+        let q = widened(at.of(q), q_room);
         lse.fill(f32::NEG_INFINITY);
         totals.fill(0.0);
         sums.fill(0.0);
