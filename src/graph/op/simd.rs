@@ -3,7 +3,7 @@
 
 use super::Element;
 
-/// A loop that is compiled for each vector width; made by [`vectorized`].
+/// A loop that is compiled for each vector width; made by `vectorized!`.
 pub(crate) trait Kernel {
     /// What the loop returns.
     type Output;
@@ -124,7 +124,7 @@ fn halve(mut lanes: [f32; LANES], join: impl Fn(f32, f32) -> f32) -> f32 {
     lanes[0]
 }
 
-/// Σ term(x[i]), for use inside [`vectorized`] bodies.
+/// `Σ term(x[i])`, for use inside `vectorized!` bodies.
 #[inline(always)]
 pub fn sum_of<T: Element>(x: &[T], term: impl Fn(f32) -> f32) -> f32 {
     let mut lanes = [0f32; LANES];
@@ -140,7 +140,7 @@ pub fn sum_of<T: Element>(x: &[T], term: impl Fn(f32) -> f32) -> f32 {
     halve(lanes, |a, b| a + b)
 }
 
-/// Σ term(x[i], y[i]), for use inside [`vectorized`] bodies.
+/// `Σ term(x[i], y[i])`, for use inside `vectorized!` bodies.
 #[inline(always)]
 pub fn sum_of_pairs<T: Element, U: Element>(
     x: &[T],
@@ -160,7 +160,7 @@ pub fn sum_of_pairs<T: Element, U: Element>(
     halve(lanes, |a, b| a + b)
 }
 
-/// Σ term(x[i], y[i], z[i]), for use inside [`vectorized`] bodies.
+/// `Σ term(x[i], y[i], z[i])`, for use inside `vectorized!` bodies.
 #[inline(always)]
 pub fn sum_of_triples<T: Element>(
     x: &[T],
@@ -182,7 +182,7 @@ pub fn sum_of_triples<T: Element>(
     halve(lanes, |a, b| a + b)
 }
 
-/// The greatest element (-∞ of none; NaNs are passed over), for use inside [`vectorized`] bodies.
+/// The greatest element (-∞ of none; NaNs are passed over), for use inside `vectorized!` bodies.
 #[inline(always)]
 pub fn max_of<T: Element>(x: &[T]) -> f32 {
     let larger = |a: f32, b: f32| if b > a { b } else { a };
