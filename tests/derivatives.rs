@@ -77,10 +77,16 @@ impl Case {
 
     /// Runs with parameter gradients in `format`.
     pub fn run_with(&self, dtype: DType, format: Option<DType>) -> Ran {
-        self.evaluate(dtype, format, None)
+        self.evaluate(dtype, format, None, 0)
     }
 
-    fn evaluate(&self, dtype: DType, format: Option<DType>, then: Option<Arc<dyn Op>>) -> Ran {
+    fn evaluate(
+        &self,
+        dtype: DType,
+        format: Option<DType>,
+        then: Option<Arc<dyn Op>>,
+        micro: u64,
+    ) -> Ran {
         let mut step = Step::default();
         let input = |step: &mut Step, i: usize| {
             let at = Type::new(&self.inputs[i].0, dtype);
@@ -110,6 +116,7 @@ impl Case {
         let gradients = differentiate(&mut step, gradients).unwrap();
         let nodes = step.nodes.len();
         let mut evaluator = Evaluator::new(step);
+        evaluator.scalars.micro = micro;
         for (id, (_, values)) in inputs.iter().zip(&self.inputs) {
             put(&mut evaluator, *id, values);
         }
@@ -124,9 +131,14 @@ impl Case {
         Ran { outputs, gradients }
     }
 
+    /// Runs in f32 as micro-batch `micro` of the step.
+    pub fn run_micro(&self, micro: u64) -> Ran {
+        self.evaluate(DType::F32, None, None, micro)
+    }
+
     /// Gradients where `then` joins output 0 with another value, so that the gradient is not owned.
     pub fn run_after(&self, then: Arc<dyn Op>, dtype: DType) -> Vec<Vec<f32>> {
-        self.evaluate(dtype, None, Some(then)).gradients
+        self.evaluate(dtype, None, Some(then), 0).gradients
     }
 
     /// Output 0 and the gradients by candle's autograd.

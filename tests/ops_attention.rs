@@ -202,6 +202,28 @@ fn attentions_do_not_depend_on_threads() {
 }
 
 #[test]
+fn micro_batches_drop_what_the_whole_batch_drops() {
+    let whole = AttentionShape {
+        dropout: 0.3,
+        ..plain(33)
+    };
+    let half = AttentionShape {
+        batch: 1,
+        ..whole.clone()
+    };
+    let run = |shape: &AttentionShape, micro: u64, part: std::ops::Range<usize>| {
+        let mut case = flash(shape);
+        for (to, from) in case.inputs.iter_mut().zip(flash(&whole).inputs) {
+            to.1 = from.1[part.clone()].to_vec();
+        }
+        case.run_micro(micro).outputs.swap_remove(0)
+    };
+    let middle = 33 * 16;
+    let both = [run(&half, 0, 0..middle), run(&half, 1, middle..2 * middle)].concat();
+    assert_eq!(run(&whole, 0, 0..2 * middle), both);
+}
+
+#[test]
 fn work_counts_only_pairs_that_are_seen() {
     let seen = |shape: &AttentionShape| shape.pairs() / (shape.batch * shape.heads);
     assert_eq!(seen(&plain(7)), 28);

@@ -243,7 +243,7 @@ impl Curve for GeluTanh {
     // (1 + tanh u) / 2 = σ(2u), which keeps relative accuracy for negative u.
     #[inline(always)]
     fn at(self, x: f32) -> (f32, f32) {
-        const TWICE_ROOT: f32 = 1.595_769_1; // 2 sqrt(2 / π)
+        const TWICE_ROOT: f32 = 1.595_769; // 2 sqrt(2 / π)
         const CUBE: f32 = 0.044_715;
         let gate = simd::sigmoid(TWICE_ROOT * (x + CUBE * x * x * x));
         let inner = TWICE_ROOT * (1.0 + 3.0 * CUBE * x * x);

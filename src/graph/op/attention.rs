@@ -105,7 +105,7 @@ impl Attention {
     ) {
         let (shape, count, span) = (&self.shape, at.rows.len(), self.shape.span(&at.rows));
         let (batch, kv) = (at.batch, at.head / shape.group());
-        let q = widened(q.tile(batch, at.head, at.rows.clone()), q_room);
+        let q = widened(at.of(q), q_room);
         let k = widened(k.tile(batch, kv, span.clone()), k_room);
         let v = widened(v.tile(batch, kv, span.clone()), v_room);
         let mut tile = TileMut::new(scores, count, span.len());
@@ -150,9 +150,9 @@ impl Op for AttentionBackward {
         })?;
         Ok(inputs[1..4].iter().cloned().map(Output::Fresh).collect())
     }
-    fn scratch(&self, inputs: &[Type], backend: Backend) -> Bytes {
+    fn scratch(&self, _: &[Type], backend: Backend) -> Bytes {
         let keys = self.shape.seq as usize;
-        slots(slot(&self.shape, keys, inputs[0].dtype), backend)
+        slots(slot(&self.shape, keys), backend)
     }
     fn work(&self, inputs: &[Type], outputs: &[Type]) -> Work {
         let (pairs, again) = (self.shape.pairs(), u64::from(self.shape.softcap.is_some()));
@@ -198,6 +198,11 @@ pub(super) struct Block {
 }
 
 impl Block {
+    /// Its tile of an activation with the query's heads.
+    pub fn of<'a, T>(&self, heads: Heads<'a, T>) -> Mat<'a, T> {
+        heads.tile(self.batch, self.head, self.rows.clone())
+    }
+
     /// The first of its rows in (B heads T).
     pub fn row(&self, shape: &AttentionShape) -> usize {
         let head = self.batch * shape.heads as usize + self.head;

@@ -7,8 +7,7 @@ use super::attention::{Block, QUERIES, within};
 use super::gemm::Mat;
 use super::scores::{self, AttentionShape, Dropout};
 use super::simd;
-use super::tile::{Cut, Heads, TileMut, carve, pieces, product, run_all, slot_of, widened};
-use crate::graph::tensor::DType;
+use super::tile::{Cut, Heads, TileMut, carve, packed, pieces, product, run_all, slot_of};
 
 /// What the forward pass left to find the probabilities again.
 #[derive(Debug, Clone, Copy)]
@@ -33,12 +32,17 @@ pub(super) struct Gradients<'a, T> {
     pub saved: Saved<'a, T>,
 }
 
-/// Tiles of the size (queries, keys), and sums over one block of queries.
-struct Room<'a> {
+/// A tile (queries, keys): probabilities, their gradients, slopes of the soft cap; and the dropout of one row.
+struct Scores<'a> {
     p: &'a mut [f32],
     dp: &'a mut [f32],
     slopes: &'a mut [f32],
     factors: &'a mut [f32],
+}
+
+/// What one block of queries works with.
+struct Room<'a> {
+    scores: Scores<'a>,
     deltas: &'a mut [f32],
     dq: &'a mut [f32],
     q: &'a mut [f32],
@@ -68,7 +72,7 @@ impl<T: Element> Gradients<'_, T> {
         };
         let made = cut(d).tiles(dk).zip(cut(d).tiles(dv));
         let jobs = cut(shape.group() * d).tiles(dq).zip(made).enumerate();
-        let sizes = sizes(shape, self.keys, T::DTYPE.is_half());
+        let sizes = sizes(shape, self.keys);
         run_all(
             jobs,
             scratch,
@@ -93,18 +97,21 @@ impl<T: Element> Gradients<'_, T> {
         dk.fill(0.0);
         dv.fill(0.0);
         factors.fill(1.0);
-        let mut room = Room {
+        let scores = Scores {
             p,
             dp,
             slopes,
             factors,
+        };
+        let mut room = Room {
+            scores,
             deltas,
             dq,
             q,
             dout,
         };
-        let k = widened(self.k.tile(batch, kv, 0..seq), k);
-        let v = widened(self.v.tile(batch, kv, 0..seq), v);
+        let k = packed(self.k.tile(batch, kv, 0..seq), k);
+        let v = packed(self.v.tile(batch, kv, 0..seq), v);
         let mut shared = Shared { k, v, dk, dv };
         for member in 0..group {
             for rows in pieces(0..seq, QUERIES) {
@@ -134,38 +141,20 @@ impl<T: Element> Gradients<'_, T> {
     /// dq of some queries into `room`; their share of dk and dv is added.
     fn block(&self, at: &Block, shared: &mut Shared, room: &mut Room) {
         let (count, d, scale) = (at.rows.len(), self.q.width, self.shape.scale as f32);
-        let q = widened(self.q.tile(at.batch, at.head, at.rows.clone()), room.q);
-        let dout = widened(
-            self.dout.tile(at.batch, at.head, at.rows.clone()),
-            room.dout,
-        );
-        let has_deltas = self.deltas(at, dout, room.deltas);
+        let q = packed(at.of(self.q), room.q);
+        let dout = packed(at.of(self.dout), room.dout);
+        let deltas = self.deltas(at, dout, room.deltas);
         let mut dq = TileMut::new(room.dq, count, d);
         for (index, keys) in pieces(self.shape.span(&at.rows), self.keys).enumerate() {
             let width = keys.len();
-            let (k, v) = (
-                shared.k.rows_of(keys.clone()),
-                shared.v.rows_of(keys.clone()),
-            );
-            let slopes = &mut *room.slopes;
-            self.probabilities(at, &keys, q, k, TileMut::new(room.p, count, width), slopes);
-            let mut dp = TileMut::new(room.dp, count, width);
+            let k = shared.k.rows_of(keys.clone());
+            let v = shared.v.rows_of(keys.clone());
+            self.probabilities(at, &keys, q, k, &mut room.scores);
+            let mut dp = TileMut::new(room.scores.dp, count, width);
             product(&mut dp, dout, v.t(), 1.0, false);
-            let rows = room.p.chunks_exact_mut(width).take(count).enumerate();
-            for (row, p) in rows {
-                if self.dropout.is_on() {
-                    let row = at.row(self.shape) + row;
-                    self.dropout
-                        .factors(row, keys.start, &mut room.factors[..width]);
-                }
-                let delta = has_deltas.then(|| room.deltas[row]);
-                scores::score_gradients(p, dp.row(row), &room.factors[..width], delta);
-            }
-            let (p, ds) = (&*room.p, &mut *room.dp);
-            if self.shape.softcap.is_some() {
-                scores::multiply(room.slopes, &mut ds[..count * width]);
-            }
-            let (p, ds) = (Mat::new(p, count, width), Mat::new(ds, count, width));
+            self.score_gradients(at, &keys, deltas, &mut room.scores);
+            let p = Mat::new(&*room.scores.p, count, width);
+            let ds = Mat::new(&*room.scores.dp, count, width);
             let part = keys.start * d..keys.end * d;
             let mut dv = TileMut::new(&mut shared.dv[part.clone()], width, d);
             product(&mut dv, p.t(), dout, 1.0, true);
@@ -176,15 +165,41 @@ impl<T: Element> Gradients<'_, T> {
     }
 
     /// Σ dout out of each row, where the output was saved.
-    fn deltas(&self, at: &Block, dout: Mat<f32>, deltas: &mut [f32]) -> bool {
+    fn deltas<'d>(&self, at: &Block, dout: Mat<f32>, deltas: &'d mut [f32]) -> Option<&'d [f32]> {
         let Saved::Output(out, _) = self.saved else {
-            return false;
+            return None;
         };
-        let out = out.tile(at.batch, at.head, at.rows.clone());
+        let out = at.of(out);
         for (row, delta) in deltas.iter_mut().take(at.rows.len()).enumerate() {
             *delta = simd::dot(dout.row(row), out.row(row));
         }
-        true
+        Some(deltas)
+    }
+
+    /// Turns a tile's dp into the gradients of its scores, and drops from its p.
+    fn score_gradients(
+        &self,
+        at: &Block,
+        keys: &Range<usize>,
+        deltas: Option<&[f32]>,
+        tile: &mut Scores,
+    ) {
+        let (count, width) = (at.rows.len(), keys.len());
+        let factors = &mut tile.factors[..width];
+        let rows = tile
+            .p
+            .chunks_exact_mut(width)
+            .zip(tile.dp.chunks_exact_mut(width));
+        for (row, (p, dp)) in rows.take(count).enumerate() {
+            if self.dropout.is_on() {
+                let row = at.row(self.shape) + row;
+                self.dropout.factors(row, keys.start, factors);
+            }
+            scores::score_gradients(p, dp, factors, deltas.map(|deltas| deltas[row]));
+        }
+        if self.shape.softcap.is_some() {
+            scores::multiply(tile.slopes, &mut tile.dp[..count * width]);
+        }
     }
 
     /// The probabilities before dropout of one tile, and the slopes of the soft cap where there is one.
@@ -194,10 +209,10 @@ impl<T: Element> Gradients<'_, T> {
         keys: &Range<usize>,
         q: Mat<f32>,
         k: Mat<f32>,
-        mut p: TileMut<f32>,
-        slopes: &mut [f32],
+        tile: &mut Scores,
     ) {
-        let shape = self.shape;
+        let (shape, slopes) = (self.shape, &mut *tile.slopes);
+        let mut p = TileMut::new(tile.p, at.rows.len(), keys.len());
         if shape.softcap.is_some() || matches!(self.saved, Saved::Output(..)) {
             product(&mut p, q, k.t(), shape.scale as f32, false);
         }
@@ -222,31 +237,19 @@ impl<T: Element> Gradients<'_, T> {
 }
 
 /// f32 elements of a task's slot with tiles of `keys` keys.
-pub(super) fn slot(shape: &AttentionShape, keys: usize, dtype: DType) -> usize {
-    slot_of(sizes(shape, keys, dtype.is_half()))
+pub(super) fn slot(shape: &AttentionShape, keys: usize) -> usize {
+    slot_of(sizes(shape, keys))
 }
 
-/// f32 scratch of a task: the pieces of [`Room`], then dk, dv and the widened keys and values.
-fn sizes(shape: &AttentionShape, keys: usize, half: bool) -> [usize; 12] {
-    let (t, d) = (shape.seq as usize, shape.head_dim as usize);
-    let (tile, wide) = (QUERIES * keys, usize::from(half));
+/// f32 scratch of a task: the pieces of [`Room`], then dk, dv and the packed keys and values.
+fn sizes(shape: &AttentionShape, keys: usize) -> [usize; 12] {
+    let (whole, block) = (
+        (shape.seq * shape.head_dim) as usize,
+        QUERIES * shape.head_dim as usize,
+    );
+    let tile = QUERIES * keys;
     let slopes = if shape.softcap.is_some() { tile } else { 0 };
-    let (block, whole) = (QUERIES * d, t * d);
-    let scores = [tile, tile, slopes, keys, QUERIES, block];
-    let [a, b, c, e, f, g] = scores;
-    let widened = wide * block;
     [
-        a,
-        b,
-        c,
-        e,
-        f,
-        g,
-        widened,
-        widened,
-        whole,
-        whole,
-        wide * whole,
-        wide * whole,
+        tile, tile, slopes, keys, QUERIES, block, block, block, whole, whole, whole, whole,
     ]
 }

@@ -15,7 +15,7 @@ use crate::spec::units::Bytes;
 use crate::with_float;
 
 /// Keys of a tile.
-const KEYS: usize = 128;
+const KEYS: usize = 256;
 
 /// Inputs q (N, heads D), k and v (N, kv_heads D); outputs out (N, heads D) and each row's log of the
 /// sum of exponentials (B heads, T).
@@ -96,7 +96,7 @@ impl FlashAttention {
     ) {
         let (shape, count, d) = (&self.shape, at.rows.len(), q.width);
         let (batch, kv) = (at.batch, at.head / shape.group());
-        let q = widened(q.tile(batch, at.head, at.rows.clone()), q_room);
+        let q = widened(at.of(q), q_room);
         lse.fill(f32::NEG_INFINITY);
         totals.fill(0.0);
         sums.fill(0.0);
@@ -139,8 +139,8 @@ impl Op for FlashAttentionBackward {
         })?;
         Ok(inputs[1..4].iter().cloned().map(Output::Fresh).collect())
     }
-    fn scratch(&self, inputs: &[Type], backend: Backend) -> Bytes {
-        slots(slot(&self.shape, KEYS, inputs[0].dtype), backend)
+    fn scratch(&self, _: &[Type], backend: Backend) -> Bytes {
+        slots(slot(&self.shape, KEYS), backend)
     }
     fn work(&self, inputs: &[Type], outputs: &[Type]) -> Work {
         let pairs = self.shape.pairs();

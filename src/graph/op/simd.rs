@@ -3,7 +3,7 @@
 
 use super::Element;
 
-/// A loop that is compiled for each vector width; made by [`vectorized`].
+/// A loop that is compiled for each vector width; made by `vectorized!`.
 pub(crate) trait Kernel {
     /// What the loop returns.
     type Output;
@@ -78,13 +78,16 @@ macro_rules! vectorized {
             $(#[$meta])*
             #[allow(clippy::too_many_arguments, clippy::type_complexity)]
             $vis fn $name $(<$($g: $bound),+>)? ($($arg: $ty),*) $(-> $ret)? {
+                // A function of its own, since only arguments are known not to overlap.
+                #[inline(always)]
+                fn body $(<$($g: $bound),+>)? ($($arg: $ty),*) $(-> $ret)? $body
                 struct Call<A>(A);
                 impl $(<$($g: $bound),+>)? $crate::graph::op::simd::Kernel for Call<($($ty,)*)> {
                     type Output = $crate::graph::op::simd::returned!($($ret)?);
                     #[inline(always)]
                     fn run(self) -> Self::Output {
                         let ($($arg,)*) = self.0;
-                        $body
+                        body $(::<$($g),+>)? ($($arg),*)
                     }
                 }
                 $crate::graph::op::simd::run(Call(($($arg,)*)))
@@ -121,7 +124,7 @@ fn halve(mut lanes: [f32; LANES], join: impl Fn(f32, f32) -> f32) -> f32 {
     lanes[0]
 }
 
-/// Σ term(x[i]), for use inside [`vectorized`] bodies.
+/// `Σ term(x[i])`, for use inside `vectorized!` bodies.
 #[inline(always)]
 pub fn sum_of<T: Element>(x: &[T], term: impl Fn(f32) -> f32) -> f32 {
     let mut lanes = [0f32; LANES];
@@ -137,7 +140,7 @@ pub fn sum_of<T: Element>(x: &[T], term: impl Fn(f32) -> f32) -> f32 {
     halve(lanes, |a, b| a + b)
 }
 
-/// Σ term(x[i], y[i]), for use inside [`vectorized`] bodies.
+/// `Σ term(x[i], y[i])`, for use inside `vectorized!` bodies.
 #[inline(always)]
 pub fn sum_of_pairs<T: Element, U: Element>(
     x: &[T],
@@ -157,7 +160,7 @@ pub fn sum_of_pairs<T: Element, U: Element>(
     halve(lanes, |a, b| a + b)
 }
 
-/// Σ term(x[i], y[i], z[i]), for use inside [`vectorized`] bodies.
+/// `Σ term(x[i], y[i], z[i])`, for use inside `vectorized!` bodies.
 #[inline(always)]
 pub fn sum_of_triples<T: Element>(
     x: &[T],
@@ -179,7 +182,7 @@ pub fn sum_of_triples<T: Element>(
     halve(lanes, |a, b| a + b)
 }
 
-/// The greatest element (-∞ of none; NaNs are passed over), for use inside [`vectorized`] bodies.
+/// The greatest element (-∞ of none; NaNs are passed over), for use inside `vectorized!` bodies.
 #[inline(always)]
 pub fn max_of<T: Element>(x: &[T]) -> f32 {
     let larger = |a: f32, b: f32| if b > a { b } else { a };
@@ -288,7 +291,7 @@ pub fn tanh(x: f32) -> f32 {
             square,
             [
                 -6.045_165_3e-3,
-                2.096_132_9e-2,
+                2.096_133e-2,
                 -5.384_326_3e-2,
                 1.333_271_9e-1,
                 -3.333_332_8e-1,

@@ -172,6 +172,12 @@ pub fn widened<'a, T: Element>(tile: Mat<'a, T>, room: &'a mut [f32]) -> Mat<'a,
             col_stride: tile.col_stride,
         };
     }
+    packed(tile, room)
+}
+
+/// `tile` in f32, copied into `room`: products read it faster where it is read often.
+pub fn packed<'a, T: Element>(tile: Mat<T>, room: &'a mut [f32]) -> Mat<'a, f32> {
+    let Mat { rows, cols, .. } = tile;
     for (index, wide) in room.chunks_exact_mut(cols).take(rows).enumerate() {
         simd::widen(tile.row(index), wide);
     }
