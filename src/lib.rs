@@ -5,5 +5,6 @@ pub mod graph;
 pub mod machine;
 pub mod plan;
 pub mod program;
+pub mod search;
 pub mod spec;
 pub mod technique;

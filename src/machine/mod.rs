@@ -1,6 +1,7 @@
 //! Who runs a program: the machines, and the one loop that walks the text for all of them.
 
 pub mod cpu;
+pub mod estimate;
 pub mod sim;
 pub mod timeline;
 
