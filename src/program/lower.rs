@@ -10,8 +10,8 @@ use crate::graph::{Node, Step, Stream, When};
 use crate::spec::job::{Backend, PerPlace, Place};
 use crate::spec::units::Bytes;
 
-/// Largest piece of a move that goes through the staging ring, in bytes.
-const TILE: u64 = 4 << 20;
+/// Bounds of the pieces in which moves go through a staging ring, in bytes: an eighth of the largest move, within these.
+const TILE: (u64, u64) = (64 << 10, 32 << 20);
 
 /// Slots of a staging ring: while one is filled and one drained, two wait.
 const SLOTS: usize = 4;
@@ -81,6 +81,8 @@ struct Lowering<'a> {
     /// What each stream knew after each of its instructions.
     history: [Vec<Clock>; Stream::ALL.len()],
     rings: BTreeMap<Stream, Ring>,
+    /// Bytes of a staging slot.
+    tile: u64,
 }
 
 /// Staging slots used in turn.
@@ -103,6 +105,7 @@ impl<'a> Lowering<'a> {
             known: Default::default(),
             history: Default::default(),
             rings: BTreeMap::new(),
+            tile: tile(step),
         };
         for storage in shared {
             let id = step.shared(&storage.name);
@@ -274,8 +277,8 @@ impl<'a> Lowering<'a> {
             (Place::Disk, Place::Gpu) => (Stream::DiskRead, Stream::ToDevice),
             (a, b) => return Err(Error::shape(MOVE, format!("nothing copies {a:?} to {b:?}"))),
         };
-        for at in (0..from.bytes.0).step_by(TILE as usize) {
-            let bytes = Bytes(TILE.min(from.bytes.0 - at));
+        for at in (0..from.bytes.0).step_by(self.tile as usize) {
+            let bytes = Bytes(self.tile.min(from.bytes.0 - at));
             let slot = Span {
                 buffer: self.slot(first, second),
                 offset: Bytes::ZERO,
@@ -306,15 +309,10 @@ impl<'a> Lowering<'a> {
     /// The next slot of the ring that `first` fills and `second` drains.
     fn slot(&mut self, first: Stream, second: Stream) -> BufferId {
         if !self.rings.contains_key(&first) {
-            let largest = self.step.nodes.iter().filter(|n| n.op.name() == MOVE);
-            let largest = largest
-                .map(|n| self.step.type_of(n.inputs[0]).bytes().0)
-                .max()
-                .unwrap_or(TILE)
-                .min(TILE);
+            let bytes = Bytes(self.tile);
             let slot = |i: usize| Storage {
                 name: format!("staging/{first:?}.{i}").into(),
-                bytes: Bytes(largest),
+                bytes,
                 place: Place::Pinned,
                 role: Role::Temporary,
                 shared: false,
@@ -418,6 +416,16 @@ impl Uses {
             .filter(|p| p.done > 0)
             .collect()
     }
+}
+
+/// Bytes of a staging slot: enough for few pieces, small beside what is moved.
+fn tile(step: &Step) -> u64 {
+    let moves = step.nodes.iter().filter(|n| n.op.name() == MOVE);
+    let largest = moves
+        .map(|n| step.type_of(n.inputs[0]).bytes().0)
+        .max()
+        .unwrap_or(0);
+    (largest / 8).next_multiple_of(4096).clamp(TILE.0, TILE.1)
 }
 
 /// The stream that copies between two places directly.
