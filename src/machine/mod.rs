@@ -3,6 +3,7 @@
 pub mod cpu;
 pub mod sim;
 pub mod timeline;
+pub mod train;
 
 use crate::error::Result;
 use crate::graph::Stream;
