@@ -10,3 +10,9 @@ mod models;
 mod ops_norm;
 mod ops_simd;
 mod reference;
+
+// Training runs: text, weights, saves.
+mod saves;
+mod text;
+mod tiny;
+mod weights;
