@@ -12,6 +12,8 @@ mod ops_simd;
 mod reference;
 
 // Training runs: text, weights, saves.
+mod initial;
+mod pytorch;
 mod saves;
 mod text;
 mod tiny;

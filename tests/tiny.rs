@@ -78,3 +78,9 @@ pub fn filled(model: &ModelSpec) -> Tensors {
     }
     tensors
 }
+
+/// Bytes as numbers, wherever they lie.
+pub fn numbers<T: bytemuck::AnyBitPattern>(bytes: &[u8]) -> Vec<T> {
+    let parts = bytes.chunks_exact(size_of::<T>());
+    parts.map(bytemuck::pod_read_unaligned).collect()
+}

@@ -6,12 +6,10 @@ use std::path::Path;
 use half::{bf16, f16};
 use memfit::error::Error;
 use memfit::graph::tensor::DType;
-use memfit::machine::train::initial::initial;
 use memfit::machine::train::names::{self, parameters, shape, sources};
 use memfit::machine::train::weights::WeightFiles;
 use memfit::spec::catalog;
 use memfit::spec::model::ModelSpec;
-use proptest::prelude::*;
 use tempfile::TempDir;
 
 use crate::tiny::{self, FAMILIES, Tensors};
@@ -28,24 +26,24 @@ const COUNTS: [(&str, u64); 8] = [
     ("bert-base", 109_514_298),
 ];
 
-fn refusal<T: std::fmt::Debug>(result: Result<T, Error>, expected: &str) {
+pub fn refusal<T: std::fmt::Debug>(result: Result<T, Error>, expected: &str) {
     let message = result.unwrap_err().to_string();
     assert!(message.contains(expected), "{message}");
 }
 
-fn elements(model: &ModelSpec, parameter: &str) -> u64 {
+pub fn elements(model: &ModelSpec, parameter: &str) -> u64 {
     shape(model, parameter).unwrap().iter().product()
 }
 
 /// All of a parameter in singles.
-fn singles(files: &WeightFiles, model: &ModelSpec, parameter: &str) -> Vec<f32> {
+pub fn singles(files: &WeightFiles, model: &ModelSpec, parameter: &str) -> Vec<f32> {
     let mut into = vec![0u8; 4 * elements(model, parameter) as usize];
     files.read(parameter, 0, DType::F32, &mut into).unwrap();
-    bytemuck::pod_collect_to_vec(&into)
+    tiny::numbers(&into)
 }
 
 /// A folder with the tiny model of a family, every element a number of its own.
-fn folder(family: &str) -> (TempDir, ModelSpec, Tensors) {
+pub fn folder(family: &str) -> (TempDir, ModelSpec, Tensors) {
     let (folder, model) = (TempDir::new().unwrap(), tiny::model(family));
     let tensors = tiny::filled(&model);
     tiny::write_singles(&folder.path().join("model.safetensors"), &tensors);
@@ -230,20 +228,12 @@ fn ranges_are_converted_as_the_whole_is() {
                 .read(parameter, 2 * from as u64, DType::Bf16, &mut narrow)
                 .unwrap();
             let expected = whole[from..to].iter().map(|x| bf16::from_f32(*x));
-            assert!(
-                bytemuck::pod_collect_to_vec::<u8, bf16>(&narrow)
-                    .into_iter()
-                    .eq(expected)
-            );
+            assert!(tiny::numbers::<bf16>(&narrow).into_iter().eq(expected));
             files
                 .read(parameter, 2 * from as u64, DType::F16, &mut narrow)
                 .unwrap();
             let expected = whole[from..to].iter().map(|x| f16::from_f32(*x));
-            assert!(
-                bytemuck::pod_collect_to_vec::<u8, f16>(&narrow)
-                    .into_iter()
-                    .eq(expected)
-            );
+            assert!(tiny::numbers::<f16>(&narrow).into_iter().eq(expected));
         }
     }
     let name = "head/norm.bias";
@@ -369,208 +359,4 @@ fn damaged_files_are_named_with_what_is_wrong() {
         "damaged",
     );
     refusal(with(&header("{]")), "damaged safetensors header");
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 300, ..ProptestConfig::default() })]
-
-    #[test]
-    fn no_change_of_a_file_makes_reading_panic(
-        changes in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 1..6),
-        header in any::<bool>(),
-        pickle in any::<bool>(),
-    ) {
-        let folder = TempDir::new().unwrap();
-        let model = tiny::model("llama");
-        let (name, mut bytes) = match pickle {
-            true => ("pytorch_model.bin", torch(&tiny::filled(&model))),
-            false => {
-                let path = folder.path().join("x.safetensors");
-                tiny::write_singles(&path, &tiny::filled(&model));
-                let bytes = std::fs::read(&path).unwrap();
-                std::fs::remove_file(path).unwrap();
-                ("model.safetensors", bytes)
-            }
-        };
-        let reach = if header { bytes.len().min(300) } else { bytes.len() };
-        for (at, byte) in changes {
-            bytes[at.index(reach)] = byte;
-        }
-        std::fs::write(folder.path().join(name), bytes).unwrap();
-        if let Ok(files) = WeightFiles::open(folder.path(), &model) {
-            for parameter in parameters(&model) {
-                let mut into = vec![0; 4 * elements(&model, &parameter) as usize];
-                let _ = files.read(&parameter, 0, DType::F32, &mut into);
-            }
-        }
-    }
-}
-
-/// The CRC of zip files, a bit at a time.
-fn crc(bytes: &[u8]) -> u32 {
-    !bytes.iter().fold(!0u32, |crc, byte| {
-        (0..8).fold(crc ^ u32::from(*byte), |c, _| {
-            (c >> 1) ^ (0xedb8_8320 & (c & 1).wrapping_neg())
-        })
-    })
-}
-
-/// A zip of stored members.
-fn zip(members: &[(String, Vec<u8>)]) -> Vec<u8> {
-    let (mut file, mut directory) = (Vec::new(), Vec::new());
-    for (name, data) in members {
-        let local = file.len() as u32;
-        let mut record = vec![20, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-        for number in [
-            crc(data),
-            data.len() as u32,
-            data.len() as u32,
-            name.len() as u32,
-        ] {
-            record.extend(number.to_le_bytes());
-        }
-        file.extend(
-            b"PK\x03\x04"
-                .iter()
-                .chain(&record)
-                .copied()
-                .chain(name.bytes()),
-        );
-        file.extend(data);
-        directory.extend(b"PK\x01\x02\x14\x00".iter().chain(&record));
-        directory.extend([0; 10]);
-        directory.extend(local.to_le_bytes().into_iter().chain(name.bytes()));
-    }
-    let (start, count) = (file.len() as u32, members.len() as u16);
-    file.extend(&directory);
-    file.extend(b"PK\x05\x06\0\0\0\0");
-    file.extend(count.to_le_bytes().repeat(2));
-    file.extend((directory.len() as u32).to_le_bytes());
-    file.extend(start.to_le_bytes());
-    file.extend([0, 0]);
-    file
-}
-
-/// A state dictionary as PyTorch pickles and zips it, each storage preceded by one unused element.
-fn torch(tensors: &Tensors) -> Vec<u8> {
-    let mut pickle = b"\x80\x02}(".to_vec();
-    let text = |pickle: &mut Vec<u8>, text: &str| {
-        pickle.push(b'X');
-        pickle.extend((text.len() as u32).to_le_bytes());
-        pickle.extend(text.bytes());
-    };
-    let tuple = |pickle: &mut Vec<u8>, numbers: &[usize]| {
-        pickle.push(b'(');
-        for n in numbers {
-            pickle.push(b'J');
-            pickle.extend((*n as u32).to_le_bytes());
-        }
-        pickle.push(b't');
-    };
-    let mut members = Vec::new();
-    for (i, (name, (shape, values))) in tensors.iter().enumerate() {
-        text(&mut pickle, name);
-        pickle.extend(b"ctorch._utils\n_rebuild_tensor_v2\n((");
-        text(&mut pickle, "storage");
-        pickle.extend(b"ctorch\nFloatStorage\n");
-        text(&mut pickle, &i.to_string());
-        text(&mut pickle, "cpu");
-        pickle.push(b'J');
-        pickle.extend((values.len() as u32 + 1).to_le_bytes());
-        pickle.extend(b"tQK\x01");
-        tuple(&mut pickle, shape);
-        let strides = (1..=shape.len()).map(|i| shape[i..].iter().product());
-        tuple(&mut pickle, &strides.collect::<Vec<usize>>());
-        pickle.extend(b"\x89ccollections\nOrderedDict\n)RtR");
-        let data = [&[9.0f32][..], values].concat();
-        members.push((
-            format!("archive/data/{i}"),
-            bytemuck::cast_slice(&data).to_vec(),
-        ));
-    }
-    pickle.extend(b"u.");
-    members.insert(0, ("archive/data.pkl".to_string(), pickle));
-    zip(&members)
-}
-
-#[test]
-fn pytorch_files_give_the_same_numbers() {
-    for family in ["gpt2", "mixtral"] {
-        let (folder, model, tensors) = folder(family);
-        let files = WeightFiles::open(folder.path(), &model).unwrap();
-        let other = TempDir::new().unwrap();
-        let path = other.path().join("pytorch_model.bin");
-        let bytes = torch(&tensors);
-        std::fs::write(&path, &bytes).unwrap();
-        let pickled = WeightFiles::open(other.path(), &model).unwrap();
-        for parameter in parameters(&model) {
-            let read = |files| singles(files, &model, &parameter);
-            assert_eq!(read(&files), read(&pickled), "{parameter}");
-        }
-        std::fs::write(&path, &bytes[..bytes.len() - 30]).unwrap();
-        refusal(
-            WeightFiles::open(other.path(), &model),
-            "not a complete zip file",
-        );
-    }
-}
-
-fn first(model: &ModelSpec, storage: &str, dtype: DType, offset: u64, length: usize) -> Vec<u8> {
-    let mut into = vec![1u8; length];
-    initial(model, storage, 7, offset, dtype, &mut into).unwrap();
-    into
-}
-
-#[test]
-fn parameters_start_as_the_rounding_of_their_masters() {
-    let model = tiny::model("llama");
-    let storage = "layers.1/attention/q.weight";
-    let master: Vec<f32> = bytemuck::pod_collect_to_vec(&first(
-        &model,
-        &format!("{storage}.master"),
-        DType::F32,
-        0,
-        4 * 96,
-    ));
-    let rounded: Vec<bf16> =
-        bytemuck::pod_collect_to_vec(&first(&model, storage, DType::Bf16, 0, 2 * 96));
-    assert!(master.iter().map(|x| bf16::from_f32(*x)).eq(rounded));
-    assert_eq!(
-        first(&model, storage, DType::Bf16, 20, 40),
-        first(&model, storage, DType::Bf16, 0, 192)[20..60]
-    );
-    assert!(
-        first(&model, &format!("{storage}.m"), DType::F32, 0, 64)
-            .iter()
-            .all(|b| *b == 0)
-    );
-    assert!(
-        first(&model, "layers.0/attention/q.bias", DType::F32, 0, 16)
-            .iter()
-            .all(|b| *b == 0)
-    );
-}
-
-#[test]
-fn weights_start_normal_and_norms_as_the_identity() {
-    let spread = |storage: &str, model: &ModelSpec| {
-        let count = elements(model, storage) as usize;
-        let values: Vec<f32> =
-            bytemuck::pod_collect_to_vec(&first(model, storage, DType::F32, 0, 4 * count));
-        (values.iter().map(|x| x * x).sum::<f32>() / count as f32).sqrt()
-    };
-    let model = catalog::find("tiny").unwrap();
-    assert!((spread("embedding/token.weight", &model) - 0.02).abs() < 0.001);
-    let ends = 0.02 / (2.0 * model.layers as f32).sqrt();
-    assert!((spread("layers.1/mlp/down.weight", &model) - ends).abs() < 0.0005);
-    assert_eq!(spread("layers.3/mlp/norm.weight", &model), 1.0);
-    assert_eq!(spread("head/norm.weight", &tiny::model("gemma2")), 0.0);
-    refusal(
-        initial(&model, "layers.0/mlp/up", 0, 0, DType::F32, &mut []),
-        "unknown parameter",
-    );
-    refusal(
-        initial(&model, "head/norm.weight", 0, 0, DType::U32, &mut []),
-        "floating-point",
-    );
 }
