@@ -319,6 +319,9 @@ fn files_that_are_not_the_models_are_refused_by_name() {
         "is in I8",
     );
     std::fs::remove_file(&path).unwrap();
+    let gguf = folder.path().join("model.gguf");
+    std::fs::write(&gguf, "GGUF").unwrap();
+    refusal(WeightFiles::open(&gguf, &model), "GGUF files are read for");
     refusal(
         WeightFiles::open(folder.path(), &model),
         "holds no model.safetensors",
@@ -359,4 +362,22 @@ fn damaged_files_are_named_with_what_is_wrong() {
         "damaged",
     );
     refusal(with(&header("{]")), "damaged safetensors header");
+}
+
+#[test]
+fn strips_cover_a_range_once_and_are_never_longer_than_a_mebibyte() {
+    let model = catalog::find("gpt2").unwrap();
+    for name in ["embedding/token.weight", "layers.3/attention/k.weight"] {
+        let mapping = sources(&model, name).unwrap();
+        let (mut seen, mut longest) = (0, 0);
+        let range = 1000..mapping.elements() - 1000;
+        let mut each = |strip: names::Strip| {
+            (seen, longest) = (seen + strip.count, longest.max(strip.count));
+            assert!(strip.to + (strip.count - 1) * strip.stride < range.end - range.start);
+            Ok(())
+        };
+        mapping.strips(range.clone(), &mut each).unwrap();
+        assert_eq!(seen, range.end - range.start);
+        assert!(longest <= 1 << 18);
+    }
 }

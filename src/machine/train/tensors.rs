@@ -45,9 +45,14 @@ impl TensorFile {
     /// Where it cannot be read, or its header is damaged or does not fit its length.
     pub fn open(path: &Path) -> Result<TensorFile> {
         let file = File::open(path).map_err(|e| Error::io(path, "read", e))?;
-        let entries = match path.extension().is_some_and(|e| e == "safetensors") {
-            true => safetensors::entries(path, &file)?,
-            false => pytorch::entries(path, &file)?,
+        let entries = match path.extension().and_then(|ending| ending.to_str()) {
+            Some("safetensors") => safetensors::entries(path, &file)?,
+            Some("gguf") => {
+                let why = "GGUF files are read for their architecture, not for weights to train";
+                let next = "give the folder of safetensors that it was made from";
+                return Err(Error::file(path, why, next));
+            }
+            _ => pytorch::entries(path, &file)?,
         };
         let path = path.to_path_buf();
         Ok(TensorFile {
