@@ -55,6 +55,17 @@ impl Batch {
 }
 
 /// A text as tokens, with what is held out of it.
+///
+/// ```
+/// use memfit::machine::train::text::{Coding, Corpus, HeldOut, Source, Split};
+/// use memfit::spec::model::Head;
+///
+/// let corpus = Corpus::open(&Source::BuiltIn, &Coding::Bytes, &HeldOut::None, 256, Head::Causal)?;
+/// let whole = corpus.batch(Split::Train, 7, 1, 0, 2, 64)?;
+/// let second = corpus.batch(Split::Train, 7, 1, 1, 1, 64)?;
+/// assert_eq!(whole.tokens[64..], second.tokens);
+/// # Ok::<(), memfit::error::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Corpus {
     train: Part,
