@@ -20,3 +20,11 @@ mod ops_rope;
 mod ops_simd;
 mod programs;
 mod reference;
+
+// Training runs: text, weights, saves.
+mod initial;
+mod pytorch;
+mod saves;
+mod text;
+mod tiny;
+mod weights;

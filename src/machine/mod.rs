@@ -4,6 +4,7 @@ pub mod cpu;
 pub mod estimate;
 pub mod sim;
 pub mod timeline;
+pub mod train;
 
 use crate::error::Result;
 use crate::graph::Stream;

@@ -1,0 +1,8 @@
+//! Training runs: text comes in, weights come from files or from a seed, and saves survive a crash.
+
+pub mod initial;
+pub mod names;
+pub mod save;
+pub mod tensors;
+pub mod text;
+pub mod weights;
