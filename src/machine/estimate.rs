@@ -38,14 +38,6 @@ pub struct Estimate {
     pub exposed: Seconds,
 }
 
-/// The programs of training `plan`: lowered for its backend and placed.
-///
-/// # Errors
-/// Where a choice cannot be applied.
-pub fn training(plan: &Plan) -> Result<Vec<Program>> {
-    programs(plan.steps()?, plan.job.target.backend)
-}
-
 /// All programs of `plan`: training, evaluation, loading and saving.
 ///
 /// # Errors
@@ -61,7 +53,9 @@ pub fn all(plan: &Plan) -> Result<Vec<Program>> {
 /// # Errors
 /// Where a choice cannot be applied.
 pub fn quick(plan: &Plan) -> Result<Estimate> {
-    summarize(plan, &training(plan)?)
+    let mut set = plan.steps()?;
+    set.steps.retain(|(when, _)| per_step(*when) > 0);
+    summarize(plan, &programs(set, plan.job.target.backend)?)
 }
 
 /// The estimate of `plan` from all its programs, each proved by the checker.

@@ -11,7 +11,7 @@ use crate::spec::job::{Backend, PerPlace, Place};
 use crate::spec::units::Bytes;
 
 /// Bounds of the pieces in which moves go through a staging ring, in bytes: an eighth of the largest move, within these.
-const TILE: (u64, u64) = (64 << 10, 32 << 20);
+const TILE: (u64, u64) = (64 << 10, 64 << 20);
 
 /// Slots of a staging ring: while one is filled and one drained, two wait.
 const SLOTS: usize = 4;
@@ -36,7 +36,8 @@ enum Draft {
 #[derive(Debug, Clone, Default)]
 struct Uses {
     writer: Option<Point>,
-    readers: BTreeMap<Stream, u32>,
+    /// The last reader in each stream; zero for none.
+    readers: Clock,
 }
 
 /// Lowers `step` for `backend`; `shared` are the set's shared storages, which come first among its buffers. Offsets are left at zero.
@@ -366,14 +367,12 @@ impl<'a> Lowering<'a> {
     }
 
     fn read(&mut self, id: BufferId, point: Point) {
-        self.uses[id.0 as usize]
-            .readers
-            .insert(point.stream, point.done);
+        self.uses[id.0 as usize].readers[point.stream as usize] = point.done;
     }
 
     fn written(&mut self, id: BufferId, point: Point) {
         let uses = &mut self.uses[id.0 as usize];
-        uses.readers.clear();
+        uses.readers = Clock::default();
         uses.writer = Some(point);
     }
 
@@ -405,16 +404,13 @@ impl<'a> Lowering<'a> {
 }
 
 impl Uses {
-    fn all(&self) -> Vec<Point> {
-        let readers = self
-            .readers
-            .iter()
-            .map(|(&stream, &done)| Point { stream, done });
+    fn all(&self) -> impl Iterator<Item = Point> + use<> {
+        let readers = Stream::ALL.into_iter().zip(self.readers);
+        let readers = readers.map(|(stream, done)| Point { stream, done });
         self.writer
             .into_iter()
             .chain(readers)
             .filter(|p| p.done > 0)
-            .collect()
     }
 }
 
@@ -495,41 +491,44 @@ fn last_stream(step: &Step, last: usize, stream: Stream, storage: StorageId) -> 
 
 /// Gives each awaited point an event, signalled right after the instruction it waits for.
 fn number_events(draft: Vec<Draft>, buffers: &[Buffer]) -> (Vec<Instr>, u32) {
-    let awaited: BTreeSet<Point> = draft
-        .iter()
-        .filter_map(|d| {
-            if let Draft::Wait(_, point) = d {
-                Some(*point)
-            } else {
-                None
-            }
-        })
-        .collect();
-    let events: BTreeMap<Point, EventId> = awaited.into_iter().zip((0..).map(EventId)).collect();
-    let mut done = Clock::default();
-    let mut code = Vec::with_capacity(draft.len() + events.len());
-    for item in draft {
-        match item {
-            Draft::Wait(stream, point) => code.push(Instr::Wait(stream, events[&point])),
-            Draft::Plain(instr) => {
-                code.push(instr);
-                let stream = match instr {
-                    Instr::Launch { stream, .. } | Instr::Copy { stream, .. } => stream,
-                    Instr::Alloc(id) => buffers[id.0 as usize].home,
-                    _ => continue,
-                };
-                done[stream as usize] += 1;
-                let point = Point {
-                    stream,
-                    done: done[stream as usize],
-                };
-                code.extend(
-                    events
-                        .get(&point)
-                        .map(|&event| Instr::Signal(stream, event)),
-                );
-            }
+    let mut events: [Vec<Option<EventId>>; Stream::ALL.len()] = Default::default();
+    let mut count = 0;
+    for item in &draft {
+        if let Draft::Wait(_, point) = item {
+            let list = &mut events[point.stream as usize];
+            list.resize(list.len().max(point.done as usize + 1), None);
+            list[point.done as usize].get_or_insert_with(|| {
+                count += 1;
+                EventId(count - 1)
+            });
         }
     }
-    (code, events.len() as u32)
+    let event = |stream: Stream, done: u32| {
+        events[stream as usize]
+            .get(done as usize)
+            .copied()
+            .flatten()
+    };
+    let mut done = Clock::default();
+    let mut code = Vec::with_capacity(draft.len() + count as usize);
+    for item in draft {
+        let instr = match item {
+            Draft::Wait(stream, point) => {
+                code.extend(
+                    event(point.stream, point.done).map(|event| Instr::Wait(stream, event)),
+                );
+                continue;
+            }
+            Draft::Plain(instr) => instr,
+        };
+        code.push(instr);
+        let stream = match instr {
+            Instr::Launch { stream, .. } | Instr::Copy { stream, .. } => stream,
+            Instr::Alloc(id) => buffers[id.0 as usize].home,
+            _ => continue,
+        };
+        done[stream as usize] += 1;
+        code.extend(event(stream, done[stream as usize]).map(|event| Instr::Signal(stream, event)));
+    }
+    (code, count)
 }

@@ -3,8 +3,8 @@
 use super::{Proposal, may_choose};
 use crate::plan::{Choice, Request};
 
-/// Shares of the layers that a partial choice covers, in eighths.
-const SHARES: [u64; 4] = [2, 4, 6, 8];
+/// Shares of the layers that a partial choice covers, in quarters.
+const SHARES: [u64; 4] = [1, 2, 3, 4];
 
 /// Every combination of a base (how the state is kept) with an activation policy.
 pub fn more(request: &Request) -> Vec<Proposal> {
@@ -89,7 +89,7 @@ fn policies(request: &Request) -> Vec<Proposal> {
             streamed.iter().cloned().chain([cheap]).collect(),
         ));
         for share in SHARES {
-            let last = (layers * share).div_ceil(8).max(1) - 1;
+            let last = (layers * share).div_ceil(4).max(1) - 1;
             let site = format!("layers.0-{last}");
             let some = Choice::new("recompute", &site, &[]);
             let name = format!("recompute {} of {layers} layers", last + 1);

@@ -2,10 +2,9 @@
 
 pub mod baselines;
 pub mod greedy;
+mod price;
 
 use std::time::Instant;
-
-use rayon::prelude::*;
 
 use crate::error::Result;
 use crate::machine::estimate::{self, Estimate};
@@ -22,12 +21,24 @@ pub struct Candidate {
     pub plan: Plan,
     /// What it takes.
     pub estimate: Estimate,
+    /// Whether the estimate is of the whole program; else it was continued from fewer layers.
+    pub exact: bool,
 }
 
 impl Candidate {
     /// Whether it stays within `budget`.
     pub fn fits(&self, budget: &Budget) -> bool {
         budget.passed(&self.estimate.peak).is_none()
+    }
+
+    /// Whether it is worth lowering whole: it fits, or nearly does by an estimate that may be off a little.
+    fn may_fit(&self, budget: &Budget) -> bool {
+        let slack = if self.exact { 0 } else { 64 };
+        let held = |(places, most): &(Vec<Place>, Bytes)| {
+            let taken: Bytes = places.iter().map(|&p| self.estimate.peak[p]).sum();
+            taken.0 <= most.0 + most.0.checked_div(slack).unwrap_or(0)
+        };
+        budget.rows.iter().all(held)
     }
 
     /// Bytes by which it passes its budget, summed over the rows it passes.
@@ -85,28 +96,25 @@ pub struct Answer {
 pub fn search(request: &Request) -> Result<Answer> {
     let begin = Instant::now();
     let budget = request.job.target.budget();
-    let mut considered = price(request, baselines::all(request))?;
-    if !considered.iter().any(|c| c.fits(&budget)) || considered.len() > 1 {
-        considered.extend(price(request, greedy::more(request))?);
-    }
-    let fitting = considered.iter().filter(|c| c.fits(&budget));
+    let considered = price::all(request)?;
+    let mut order: Vec<&Candidate> = considered.iter().collect();
     // Equal times go to the plan that takes less, then to the earlier one.
-    let key = |c: &&Candidate| {
-        (
-            c.estimate.step.0.to_bits(),
-            c.estimate.peak.gpu,
-            c.estimate.peak.host + c.estimate.peak.pinned,
-        )
-    };
-    let best = fitting.min_by_key(key).cloned();
-    let outcome = match best {
-        Some(mut best) => {
-            best.estimate = estimate::proved(&best.plan)?;
-            match best.fits(&budget) {
-                true => Outcome::Fits(best),
-                false => misfit(request, &budget, &[best])?,
-            }
+    let taken = |c: &Candidate| c.estimate.peak.host + c.estimate.peak.pinned;
+    order.sort_by_key(|c| (c.estimate.step.0.to_bits(), c.estimate.peak.gpu, taken(c)));
+    let mut best = None;
+    for candidate in order.into_iter().filter(|c| c.may_fit(&budget)) {
+        let proved = Candidate {
+            estimate: estimate::proved(&candidate.plan)?,
+            exact: true,
+            ..candidate.clone()
+        };
+        if proved.fits(&budget) {
+            best = Some(proved);
+            break;
         }
+    }
+    let outcome = match best {
+        Some(best) => Outcome::Fits(best),
         None => misfit(request, &budget, &considered)?,
     };
     Ok(Answer {
@@ -119,36 +127,6 @@ pub fn search(request: &Request) -> Result<Answer> {
 
 /// A named list of choices beside the fixed ones.
 pub type Proposal = (String, Vec<Choice>);
-
-/// Prices proposals in parallel, in order; those that a fixed choice excludes are left out, unless none is left.
-fn price(request: &Request, proposals: Vec<Proposal>) -> Result<Vec<Candidate>> {
-    let priced: Vec<Result<Candidate>> =
-        proposals.into_par_iter().map(|p| one(request, p)).collect();
-    let mut candidates = Vec::new();
-    let mut refused = None;
-    for candidate in priced {
-        match candidate {
-            Ok(candidate) => candidates.push(candidate),
-            Err(error) => refused = refused.or(Some(error)),
-        }
-    }
-    match (candidates.is_empty(), refused) {
-        (true, Some(error)) => Err(error),
-        _ => Ok(candidates),
-    }
-}
-
-fn one(request: &Request, (name, choices): Proposal) -> Result<Candidate> {
-    let mut all = request.fixed.clone();
-    all.extend(choices);
-    let plan = Plan::new(request.job.clone(), all)?;
-    let estimate = estimate::quick(&plan)?;
-    Ok(Candidate {
-        name,
-        plan,
-        estimate,
-    })
-}
 
 /// Whether the search may choose `technique` on its own: its class is allowed and nobody fixed it.
 fn may_choose(request: &Request, technique: &str) -> bool {
@@ -171,6 +149,7 @@ fn misfit(request: &Request, budget: &Budget, considered: &[Candidate]) -> Resul
                 name,
                 plan,
                 estimate,
+                exact: true,
             }],
         );
     };
