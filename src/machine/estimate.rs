@@ -55,7 +55,7 @@ pub fn all(plan: &Plan) -> Result<Vec<Program>> {
 pub fn quick(plan: &Plan) -> Result<Estimate> {
     let mut set = plan.steps()?;
     set.steps.retain(|(when, _)| per_step(*when) > 0);
-    summarize(plan, &programs(set, plan.job.target.backend)?)
+    of(plan, &programs(set, plan.job.target.backend)?)
 }
 
 /// The estimate of `plan` from all its programs, each proved by the checker.
@@ -67,10 +67,14 @@ pub fn proved(plan: &Plan) -> Result<Estimate> {
     for program in &programs {
         check(program)?;
     }
-    summarize(plan, &programs)
+    of(plan, &programs)
 }
 
-fn summarize(plan: &Plan, programs: &[Program]) -> Result<Estimate> {
+/// The estimate of `plan` from its programs.
+///
+/// # Errors
+/// None of its own.
+pub fn of(plan: &Plan, programs: &[Program]) -> Result<Estimate> {
     let mut busy = BTreeMap::new();
     let mut phases = BTreeMap::new();
     let (mut step, mut exposed) = (0.0, 0.0);
