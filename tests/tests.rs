@@ -27,4 +27,5 @@ mod pytorch;
 mod saves;
 mod text;
 mod tiny;
+mod training;
 mod weights;
