@@ -10,6 +10,7 @@ use crate::error::Result;
 use crate::graph::tensor::Role;
 use crate::graph::{Phase, Stream, When};
 use crate::plan::Plan;
+use crate::plan::file::Claim;
 use crate::program::check::check;
 use crate::program::{Instr, Program, programs};
 use crate::spec::job::{Backend, PerPlace, Place};
@@ -36,6 +37,16 @@ pub struct Estimate {
     pub phases: BTreeMap<Phase, f64>,
     /// Seconds per step in which the device waits for copies or for the host.
     pub exposed: Seconds,
+}
+
+impl Estimate {
+    /// What a saved plan states of it.
+    pub fn claim(&self) -> Claim {
+        Claim {
+            peak: self.peak,
+            step_seconds: self.step,
+        }
+    }
 }
 
 /// All programs of `plan`: training, evaluation, loading and saving.
@@ -70,7 +81,11 @@ pub fn proved(plan: &Plan) -> Result<Estimate> {
     summarize(plan, &programs)
 }
 
-fn summarize(plan: &Plan, programs: &[Program]) -> Result<Estimate> {
+/// The estimate of `plan` from its `programs`.
+///
+/// # Errors
+/// None of its own.
+pub fn summarize(plan: &Plan, programs: &[Program]) -> Result<Estimate> {
     let mut busy = BTreeMap::new();
     let mut phases = BTreeMap::new();
     let (mut step, mut exposed) = (0.0, 0.0);
