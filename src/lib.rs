@@ -6,5 +6,6 @@ pub mod machine;
 pub mod plan;
 pub mod program;
 pub mod search;
+pub mod show;
 pub mod spec;
 pub mod technique;

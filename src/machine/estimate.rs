@@ -10,6 +10,7 @@ use crate::error::Result;
 use crate::graph::tensor::Role;
 use crate::graph::{Phase, Stream, When};
 use crate::plan::Plan;
+use crate::plan::file::Claim;
 use crate::program::check::check;
 use crate::program::{Instr, Program, programs};
 use crate::spec::job::{Backend, PerPlace, Place};
@@ -38,6 +39,16 @@ pub struct Estimate {
     pub exposed: Seconds,
 }
 
+impl Estimate {
+    /// What a saved plan states of it.
+    pub fn claim(&self) -> Claim {
+        Claim {
+            peak: self.peak,
+            step_seconds: self.step,
+        }
+    }
+}
+
 /// All programs of `plan`: training, evaluation, loading and saving.
 ///
 /// # Errors
@@ -55,7 +66,7 @@ pub fn all(plan: &Plan) -> Result<Vec<Program>> {
 pub fn quick(plan: &Plan) -> Result<Estimate> {
     let mut set = plan.steps()?;
     set.steps.retain(|(when, _)| per_step(*when) > 0);
-    of(plan, &programs(set, plan.job.target.backend)?)
+    summarize(plan, &programs(set, plan.job.target.backend)?)
 }
 
 /// The estimate of `plan` from all its programs, each proved by the checker.
@@ -67,14 +78,14 @@ pub fn proved(plan: &Plan) -> Result<Estimate> {
     for program in &programs {
         check(program)?;
     }
-    of(plan, &programs)
+    summarize(plan, &programs)
 }
 
-/// The estimate of `plan` from its programs.
+/// The estimate of `plan` from its `programs`.
 ///
 /// # Errors
 /// None of its own.
-pub fn of(plan: &Plan, programs: &[Program]) -> Result<Estimate> {
+pub fn summarize(plan: &Plan, programs: &[Program]) -> Result<Estimate> {
     let mut busy = BTreeMap::new();
     let mut phases = BTreeMap::new();
     let (mut step, mut exposed) = (0.0, 0.0);

@@ -96,6 +96,29 @@ impl PlanFile {
     }
 }
 
+/// Steps may differ by this share between machines whose math libraries round differently.
+const STEP_TOLERANCE: f64 = 1e-9;
+
+impl Claim {
+    /// What `now`, derived again, says otherwise: a sentence each; none where the claim holds.
+    pub fn differences(&self, now: &Claim) -> Vec<String> {
+        let mut found = Vec::new();
+        for (place, &claimed) in self.peak.iter().filter(|(p, b)| now.peak[*p] != **b) {
+            let derived = now.peak[place];
+            found.push(format!(
+                "{place} peak: claimed {claimed} ({} bytes), now {derived} ({} bytes)",
+                claimed.0, derived.0
+            ));
+        }
+        let (claimed, derived) = (self.step_seconds, now.step_seconds);
+        let holds = (claimed.0 - derived.0).abs() <= STEP_TOLERANCE * derived.0.abs();
+        if !holds {
+            found.push(format!("step: claimed {claimed}, now {derived}"));
+        }
+        found
+    }
+}
+
 impl JobText {
     /// The job, with model and device looked up.
     ///

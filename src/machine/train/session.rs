@@ -103,7 +103,7 @@ impl Session {
         let programs = estimate::all(&plan)?;
         programs.iter().try_for_each(|p| check(p).map(|_| ()))?;
         let storages = storages(&programs);
-        let predicted = estimate::of(&plan, &programs)?;
+        let predicted = estimate::summarize(&plan, &programs)?;
         let (origin, progress) = origin(&plan, &options)?;
         let settings = Settings {
             seed: progress.seed,
