@@ -28,4 +28,5 @@ mod pytorch;
 mod saves;
 mod text;
 mod tiny;
+mod training;
 mod weights;

@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 use super::sim::Sim;
 use super::timeline::Timeline;
 use crate::error::Result;
+use crate::graph::op::transfer::MOVE;
 use crate::graph::tensor::Role;
-use crate::graph::{Phase, Stream, When};
+use crate::graph::{Node, Phase, Step, Stream, When};
 use crate::plan::Plan;
 use crate::plan::file::Claim;
 use crate::program::check::check;
@@ -198,4 +199,17 @@ pub fn on_cpu(plan: &Plan, threads: u32) -> Plan {
     let mut plan = plan.clone();
     plan.job.target.backend = Backend::Cpu { threads };
     plan
+}
+
+/// Threads that `plan`'s compute gets on a CPU of `cores`: all of them, or one fewer where copies or the host's updates
+/// run beside it.
+pub fn threads_for(plan: &Plan, cores: u32) -> u32 {
+    let beside = |node: &Node| node.op.name() == MOVE || node.stream != Stream::Compute;
+    let concurrent =
+        |(when, step): &(When, Step)| per_step(*when) > 0 && step.nodes.iter().any(beside);
+    let set = plan.steps();
+    match set.is_ok_and(|set| set.steps.iter().any(concurrent)) {
+        true => cores.saturating_sub(1).max(1),
+        false => cores.max(1),
+    }
 }

@@ -128,11 +128,10 @@ pub fn search(request: &Request) -> Result<Answer> {
 /// A named list of choices beside the fixed ones.
 pub type Proposal = (String, Vec<Choice>);
 
-/// Whether the search may choose `technique` on its own: its class is allowed and nobody fixed it.
+/// Whether the search may choose `technique` on its own: its class is allowed.
 fn may_choose(request: &Request, technique: &str) -> bool {
     let class = crate::technique::find(technique).map(|t| t.card().exactness);
     class.is_ok_and(|class| class <= request.allow && class < Exactness::Lossy)
-        && !request.fixed.iter().any(|c| c.technique == technique)
 }
 
 /// The closest plan, and what would make it fit.

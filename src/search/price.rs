@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::{Candidate, Proposal, baselines, greedy};
 use crate::error::Result;
 use crate::machine::estimate::{self, Estimate};
-use crate::plan::{Plan, Request};
+use crate::plan::{Choice, Plan, Request};
 use crate::spec::job::PerPlace;
 use crate::spec::units::{Bytes, Seconds};
 
@@ -19,9 +19,12 @@ const SHALLOW: (u64, u64) = (4, 8);
 pub fn all(request: &Request) -> Result<Vec<Candidate>> {
     let layers = request.job.model.layers;
     let deep = layers > SHALLOW.1 && !names_layers(request);
-    let proposals = proposals(request);
+    let proposals = distinct(request, proposals(request));
     let (near, far) = (depth(request, SHALLOW.0), depth(request, SHALLOW.1));
-    let lists = (self::proposals(&near), self::proposals(&far));
+    let lists = (
+        distinct(&near, self::proposals(&near)),
+        distinct(&far, self::proposals(&far)),
+    );
     let one = |index: usize| -> Result<Candidate> {
         let (name, plan) = plan(request, &proposals[index])?;
         if !deep {
@@ -58,6 +61,22 @@ pub fn all(request: &Request) -> Result<Vec<Candidate>> {
     }
 }
 
+/// The proposals without those that add nothing to an earlier one, once what is fixed is left out.
+fn distinct(request: &Request, proposals: Vec<Proposal>) -> Vec<Proposal> {
+    let mut seen = Vec::new();
+    let mut is_new = |(_, choices): &Proposal| {
+        let left: Vec<Choice> = choices
+            .iter()
+            .filter(|c| !decides(request, c))
+            .cloned()
+            .collect();
+        let new = !seen.contains(&left);
+        seen.push(left);
+        new
+    };
+    proposals.into_iter().filter(|p| is_new(p)).collect()
+}
+
 fn proposals(request: &Request) -> Vec<Proposal> {
     baselines::all(request)
         .into_iter()
@@ -65,10 +84,29 @@ fn proposals(request: &Request) -> Vec<Proposal> {
         .collect()
 }
 
+/// The plan of a proposal: what is fixed, and what the proposal adds about anything else.
 fn plan(request: &Request, (name, choices): &Proposal) -> Result<(String, Plan)> {
     let mut all = request.fixed.clone();
-    all.extend(choices.iter().cloned());
+    all.extend(choices.iter().filter(|c| !decides(request, c)).cloned());
     Ok((name.clone(), Plan::new(request.job.clone(), all)?))
+}
+
+/// Whether a fixed choice decides already what `choice` is about.
+fn decides(request: &Request, choice: &Choice) -> bool {
+    // Offloads of different things stand beside each other; what is not said is activations.
+    let subject = |c: &Choice| match c.technique.as_str() {
+        "offload" => c
+            .args
+            .0
+            .get("what")
+            .cloned()
+            .or(Some("activations".to_string())),
+        _ => None,
+    };
+    request
+        .fixed
+        .iter()
+        .any(|f| f.technique == choice.technique && subject(f) == subject(choice))
 }
 
 /// Whether a fixed choice names layers by number, so that fewer layers would mean something else.
