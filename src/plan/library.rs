@@ -12,7 +12,7 @@ macro_rules! entry {
 
 /// All plans, from the smallest device up.
 const ENTRIES: [(&str, &str); 4] = [
-    entry!("tiny-64mib"),
+    entry!("tiny-cpu"),
     entry!("llama-3.2-1b-8gb"),
     entry!("7b-24gb"),
     entry!("8b-80gb"),

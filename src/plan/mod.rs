@@ -19,15 +19,19 @@ pub struct Choice {
     /// The technique's name.
     pub technique: String,
     /// Where, as a pattern over stable paths.
-    #[serde(default = "everywhere")]
+    #[serde(default = "everywhere", skip_serializing_if = "is_everywhere")]
     pub site: String,
     /// Its arguments.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Args::is_empty")]
     pub args: Args,
 }
 
 fn everywhere() -> String {
     "*".to_string()
+}
+
+fn is_everywhere(site: &String) -> bool {
+    site == "*"
 }
 
 impl Choice {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::memory::places_json;
 use super::table::{Column, Table};
 use crate::plan::Request;
-use crate::search::{Answer, Candidate, baselines};
+use crate::search::{Answer, Candidate, Outcome, baselines};
 use crate::spec::job::Budget;
 use crate::spec::units::Bytes;
 use serde_json::{Value, json};
@@ -13,17 +13,33 @@ use serde_json::{Value, json};
 /// Most rows of the table.
 const ROWS: usize = 12;
 
+/// Everything that was considered, the chosen or closest plan as it was proved.
+fn considered(answer: &Answer) -> Vec<&Candidate> {
+    let chosen = chosen(answer);
+    let each = answer.considered.iter();
+    each.map(|c| if c.name == chosen.name { chosen } else { c })
+        .collect()
+}
+
+/// The plan that was chosen, or came closest.
+fn chosen(answer: &Answer) -> &Candidate {
+    match &answer.outcome {
+        Outcome::Fits(best) => best,
+        Outcome::Misfit(misfit) => &misfit.closest,
+    }
+}
+
 /// The rows: the baselines, then plans that no other row beats in both time and memory, the fastest first.
 pub fn rows<'a>(answer: &'a Answer, request: &Request) -> Vec<&'a Candidate> {
     let known: BTreeSet<String> = baselines::all(request)
         .into_iter()
         .map(|(n, _)| n)
         .collect();
-    let (mut rows, mut others): (Vec<&Candidate>, Vec<&Candidate>) = answer
-        .considered
-        .iter()
+    let (mut rows, mut others): (Vec<&Candidate>, Vec<&Candidate>) = considered(answer)
+        .into_iter()
         .partition(|c| known.contains(&c.name));
-    rows.dedup_by_key(|c| price(c));
+    let mut seen = BTreeSet::new();
+    rows.retain(|c| seen.insert(price(c)));
     let any_fits = others.iter().any(|c| c.fits(&answer.budget));
     others.retain(|c| !any_fits || c.fits(&answer.budget));
     others.sort_by_key(|c| price(c));
@@ -33,8 +49,13 @@ pub fn rows<'a>(answer: &'a Answer, request: &Request) -> Vec<&'a Candidate> {
             frontier.push(candidate);
         }
     }
-    let room = ROWS.saturating_sub(rows.len());
+    let chosen = chosen(answer);
+    let is_listed = |rows: &[&Candidate]| rows.iter().any(|c| c.name == chosen.name);
+    let room = ROWS.saturating_sub(rows.len() + 1);
     rows.extend(spread(frontier, room));
+    if !is_listed(&rows) {
+        rows.push(chosen);
+    }
     rows
 }
 
@@ -70,23 +91,33 @@ fn beats(a: &Candidate, b: &Candidate) -> bool {
 /// The table of alternatives.
 pub fn table(answer: &Answer, request: &Request) -> String {
     use Column::{Left, Right, Wrapped};
-    let heads = ["plan", "device", "host", "disk", "step", "fits"];
-    let mut table = Table::new(&[Wrapped, Right, Right, Right, Right, Left])
-        .indent(2)
-        .heads(&heads);
-    for candidate in rows(answer, request) {
-        table.row(row(candidate, &answer.budget));
+    let heads = ["", "plan", "device", "host", "disk", "step", "fits"];
+    let mut table = Table::new(&[Left, Wrapped, Right, Right, Right, Right, Left]).heads(&heads);
+    let rows = rows(answer, request);
+    for candidate in &rows {
+        let mark = match candidate.name == chosen(answer).name {
+            true => ">",
+            false => "",
+        };
+        table.row(row(mark, candidate, &answer.budget));
     }
-    table.render()
+    let note = match rows.iter().all(|c| c.exact) {
+        true => "",
+        false => {
+            "> was lowered and checked whole; the others' numbers are continued from fewer layers\n"
+        }
+    };
+    table.render() + note
 }
 
-fn row(candidate: &Candidate, budget: &Budget) -> Vec<String> {
+fn row(mark: &str, candidate: &Candidate, budget: &Budget) -> Vec<String> {
     let peak = &candidate.estimate.peak;
     let size = |bytes: Bytes| match bytes.0 {
         0 => "-".to_string(),
         _ => bytes.to_string(),
     };
     vec![
+        mark.to_string(),
         candidate.name.clone(),
         size(peak.gpu),
         size(peak.pinned + peak.host),
@@ -103,11 +134,12 @@ pub fn json(answer: &Answer) -> Value {
             "name": c.name,
             "fits": c.fits(&answer.budget),
             "exact": c.exact,
+            "chosen": c.name == chosen(answer).name,
             "peak": places_json(&c.estimate.peak),
             "step_seconds": c.estimate.step,
             "tokens_per_second": c.estimate.tokens_per_second,
             "choices": c.plan.choices.iter().map(ToString::to_string).collect::<Value>(),
         })
     };
-    answer.considered.iter().map(one).collect()
+    considered(answer).into_iter().map(one).collect()
 }

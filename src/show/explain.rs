@@ -87,11 +87,11 @@ impl Explained {
     }
 }
 
-/// The device's buffers alive after an instruction, the largest first.
+/// The device's buffers alive after an instruction, the largest first, equal ones in the program's order.
 fn alive(program: &Program, at: usize) -> Vec<Buffer> {
     let all = estimate::alive(program, at).filter(|b| b.place == Place::Gpu);
     let mut alive: Vec<Buffer> = all.cloned().collect();
-    alive.sort_by(|a, b| b.exact.cmp(&a.exact).then_with(|| a.name.cmp(&b.name)));
+    alive.sort_by_key(|b| std::cmp::Reverse(b.exact));
     alive
 }
 

@@ -54,8 +54,16 @@ fn search(answer: &Answer) -> Value {
 
 fn blame(misfit: &Misfit, budget: &Budget) -> Value {
     let Candidate { estimate, name, .. } = &misfit.closest;
-    let row = budget.passed(&estimate.peak);
-    let places = row.map_or([Place::Gpu].as_slice(), |(places, _)| places);
+    let row = |over: &memory::Passed| {
+        json!({
+            "places": over.places,
+            "need": over.need,
+            "have": over.have,
+            "blame": memory::holders(estimate, over.places),
+        })
+    };
+    let passed = memory::passed(estimate, budget);
+    let places = passed.first().map_or([Place::Gpu].as_slice(), |p| p.places);
     json!({
         "place": misfit.place,
         "need": misfit.need,
@@ -63,5 +71,6 @@ fn blame(misfit: &Misfit, budget: &Budget) -> Value {
         "blame": memory::holders(estimate, places),
         "change": misfit.change,
         "closest": name,
+        "passed": passed.iter().map(row).collect::<Value>(),
     })
 }

@@ -44,18 +44,16 @@ pub fn devices(devices: &[DeviceFacts]) -> String {
         "device",
         "name",
         "memory",
-        "usable",
         "memory rate",
         "bf16 TFLOP/s",
         "link",
     ];
-    let mut table = Table::new(&[Left, Wrapped, Right, Right, Right, Right, Right]).heads(&heads);
-    for DeviceFacts { budget, device } in devices {
+    let mut table = Table::new(&[Left, Wrapped, Right, Right, Right, Right]).heads(&heads);
+    for DeviceFacts { device, .. } in devices {
         table.row(vec![
             device.id.clone(),
             device.name.clone(),
             device.memory.to_string(),
-            budget.to_string(),
             show_rate(device.bandwidth),
             device.peak.bf16.map_or("-".to_string(), show_flops),
             show_rate(device.link),

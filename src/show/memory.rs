@@ -56,7 +56,7 @@ pub fn when_name(when: When) -> String {
 /// What a row of a budget bounds, in words.
 pub fn row_name(places: &[Place]) -> &'static str {
     match places {
-        [Place::Gpu] => "device",
+        [Place::Gpu] => "device memory",
         [Place::Pinned] => "pinned host memory",
         [Place::Pinned, Place::Host] => "host memory",
         [Place::Disk] => "disk",
@@ -78,6 +78,29 @@ pub fn holders(estimate: &Estimate, places: &[Place]) -> BTreeMap<Role, Bytes> {
         }
     }
     all
+}
+
+/// A row of a budget that a plan passes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Passed<'a> {
+    /// The places it bounds.
+    pub places: &'a [Place],
+    /// What the plan needs there.
+    pub need: Bytes,
+    /// What there is.
+    pub have: Bytes,
+}
+
+/// The rows of `budget` that `estimate` passes; of rows that are passed alike, the first.
+pub fn passed<'a>(estimate: &Estimate, budget: &'a Budget) -> Vec<Passed<'a>> {
+    let rows = budget.rows.iter().map(|(places, most)| Passed {
+        places,
+        need: sum(&estimate.peak, places),
+        have: *most,
+    });
+    let mut passed: Vec<Passed> = rows.filter(|row| row.need > row.have).collect();
+    passed.dedup_by_key(|row| (row.need, row.have));
+    passed
 }
 
 /// The peak of each row of the budget in use, with its holders.

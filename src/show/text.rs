@@ -25,7 +25,7 @@ pub fn plan(answer: &Answer, request: &Request, asked: &Asked) -> String {
             join(
                 &closest.plan,
                 asked,
-                &verdict(misfit),
+                &verdict(misfit, &answer.budget),
                 &body,
                 answer,
                 request,
@@ -48,25 +48,30 @@ fn join(
 }
 
 /// What does not fit, who is to blame, and what would help.
-fn verdict(misfit: &Misfit) -> String {
+fn verdict(misfit: &Misfit, budget: &Budget) -> String {
     let estimate = &misfit.closest.estimate;
-    let held = memory::holders(estimate, &[misfit.place]);
-    let largest = held.iter().max_by_key(|(_, bytes)| **bytes);
-    let blame = largest.map_or(String::new(), |(role, bytes)| {
-        format!(
-            "; at the peak most of it is {}, {bytes}",
-            memory::role_name(*role)
-        )
-    });
-    let line = format!(
-        "needs {} of {}, has {}{blame}",
-        misfit.need,
-        memory::row_name(&[misfit.place]),
-        misfit.have
-    );
-    let mut text = labelled("MISFIT", &line, LABEL);
-    text += &labelled("", &misfit.change, LABEL);
-    text + &labelled("", &format!("closest plan: {}", misfit.closest.name), LABEL)
+    let mut text = String::new();
+    for over in memory::passed(estimate, budget) {
+        let label = if text.is_empty() { "MISFIT" } else { "" };
+        text += &labelled(label, &blame(&over, estimate), LABEL);
+    }
+    text += &labelled("change", &misfit.change, LABEL);
+    text + &labelled("closest", &misfit.closest.name, LABEL)
+}
+
+/// One row of the budget that is passed, and who holds most of it.
+fn blame(over: &memory::Passed, estimate: &Estimate) -> String {
+    let mut held: Vec<_> = memory::holders(estimate, over.places).into_iter().collect();
+    held.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
+    let each = held.iter().take(3);
+    let each = each.map(|(role, bytes)| format!("{} {bytes}", memory::role_name(*role)));
+    format!(
+        "{}: needs {}, has {}; at the peak {}",
+        memory::row_name(over.places),
+        over.need,
+        over.have,
+        each.collect::<Vec<_>>().join(", ")
+    )
 }
 
 /// A plan with what it takes: choices, memory, time.
