@@ -25,6 +25,7 @@ mod reference;
 // Training runs: text, weights, saves.
 mod initial;
 mod pytorch;
+mod run;
 mod saves;
 mod text;
 mod tiny;

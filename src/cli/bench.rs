@@ -1,12 +1,22 @@
-//! `memfit bench`: benchmarks of the predictions.
+//! `memfit bench`: benchmarks of the predictions, resumable, with results that are kept.
+
+use std::path::{Path, PathBuf};
 
 use memfit::error::{Error, Result};
+use memfit::machine::cpu::Settings;
+use memfit::machine::train::save::recover;
+use memfit::machine::train::session::{Options, Schedule, Session};
+use memfit::machine::train::text::{Coding, Corpus, HeldOut, Source};
+use memfit::machine::{calibrate, estimate};
+use memfit::plan::library;
+use memfit::show::run::Report;
+use memfit::spec::catalog;
+use serde_json::{Value, json};
 
-use super::Answer;
+use super::{Answer, DONE, MISFIT, complain, files};
 
 /// Arguments of `bench`.
 #[derive(Debug, clap::Args)]
-#[allow(dead_code)] // read once the command is built
 pub struct Args {
     /// Which one
     #[arg(value_enum)]
@@ -17,6 +27,9 @@ pub struct Args {
     /// Keep the results that are there, and run the rest
     #[arg(long)]
     pub resume: bool,
+    /// Where results are kept [default: memfit-NAME.json here]
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
 }
 
 /// The benchmarks.
@@ -31,13 +44,120 @@ pub enum Name {
 /// Runs a benchmark.
 ///
 /// # Errors
-/// Always, until it is built.
-pub fn bench(_args: &Args, _json: bool) -> Result<Answer> {
+/// Where a run fails or a result cannot be written.
+pub fn bench(args: &Args, json: bool) -> Result<Answer> {
+    match args.name {
+        Name::Training => training(args, json),
+        Name::Agreement => agreement(args, json),
+    }
+}
+
+fn agreement(_: &Args, _: bool) -> Result<Answer> {
     let why = "is not built yet";
     Err(Error::value(
         "command",
-        "bench",
+        "bench agreement",
         why,
         "use `memfit explain` meanwhile",
     ))
+}
+
+/// The plan, the steps, and the held-out loss that must be passed.
+const TRAINING: (&str, u64, f32) = ("small-cpu", 200, 2.3);
+
+/// The same for the smoke run.
+const SMOKE: (&str, u64, f32) = ("tiny-cpu", 3, 6.0);
+
+/// Steps between two saves of a benchmark.
+const SAVES: u64 = 20;
+
+/// Trains on the text that ships until the held-out loss is known; a stopped benchmark goes on from its last save.
+fn training(args: &Args, quiet: bool) -> Result<Answer> {
+    let (name, steps, bound) = if args.smoke { SMOKE } else { TRAINING };
+    let output = args
+        .output
+        .clone()
+        .unwrap_or_else(|| "memfit-training.json".into());
+    let saves = output.with_extension("save");
+    let mut session = open(name, steps, &saves, args.resume)?;
+    let before = session.evaluate()?;
+    while session.done() < steps {
+        let stepped = session.step()?;
+        let every = stepped.step.is_multiple_of(SAVES) && stepped.step < steps;
+        if !quiet {
+            complain(&format!(
+                "step {} of {steps}: loss {:.4} in {}\n",
+                stepped.step, stepped.loss, stepped.seconds
+            ));
+        }
+        if every && !args.smoke {
+            session.save(&saves)?;
+        }
+    }
+    let after = session.evaluate()?.unwrap_or(f32::NAN);
+    let result = result(name, &session, before, after, bound);
+    files::write(&output, &format!("{result:#}\n"))?;
+    let passed = after < bound;
+    let verdict = if passed { "below" } else { "NOT below" };
+    let text = format!(
+        "{name}: held-out loss {after:.4} after {steps} steps, {verdict} {bound}; kept in {}\n",
+        output.display()
+    );
+    Ok(Answer {
+        text,
+        json: result,
+        status: if passed { DONE } else { MISFIT },
+    })
+}
+
+/// The run, new or continued.
+fn open(name: &str, steps: u64, saves: &Path, resume: bool) -> Result<Session> {
+    let plan = library::find(name)?.plan()?;
+    let plan = estimate::on_cpu(&plan, estimate::threads_for(&plan, calibrate::cores()));
+    let model = &plan.job.model;
+    let corpus = Corpus::open(
+        &Source::BuiltIn,
+        &Coding::Bytes,
+        &HeldOut::Fraction(0.1),
+        model.vocab,
+        model.head,
+    )?;
+    recover(saves)?;
+    let options = Options {
+        steps,
+        rate: 1e-3,
+        schedule: Schedule::Cosine,
+        warmup: 20,
+        seed: 1,
+        machine: Settings::default(),
+        folder: std::env::temp_dir(),
+        weights: None,
+        resume: (resume && saves.exists()).then(|| saves.to_path_buf()),
+        config: catalog::config_text(&model.name)?.to_string(),
+        evaluation_rows: 64,
+        settings: Value::Null,
+    };
+    Session::open(plan, corpus, options)
+}
+
+/// What is kept: losses, and the hash of every program that ran.
+fn result(name: &str, session: &Session, before: Option<f32>, after: f32, bound: f32) -> Value {
+    let hashes: Vec<Value> = session
+        .programs()
+        .iter()
+        .map(|p| json!({"when": p.when, "hash": format!("{:016x}", p.hash())}))
+        .collect();
+    let report = Report {
+        session,
+        calibrated: false,
+    };
+    json!({
+        "plan": name,
+        "threads": session.plan().job.target.backend,
+        "bound": bound,
+        "held_out_before": before,
+        "held_out_after": after,
+        "programs": hashes,
+        "run": report.json(),
+    })
 }
