@@ -90,6 +90,7 @@ fn options(steps: u64) -> Options {
         resume: None,
         config: "{}".to_string(),
         evaluation_rows: 0,
+        settings: serde_json::Value::Null,
     }
 }
 

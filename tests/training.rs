@@ -55,6 +55,7 @@ fn options(steps: u64) -> Options {
         resume: None,
         config: catalog::config_text("tiny").unwrap().to_string(),
         evaluation_rows: 32,
+        settings: serde_json::Value::Null,
     }
 }
 

@@ -36,6 +36,7 @@ impl Options {
             resume: None,
             config: String::new(),
             evaluation_rows: 0,
+            settings: serde_json::Value::Null,
         }
     }
 }

@@ -9,6 +9,7 @@ pub mod json;
 pub mod lists;
 pub mod memory;
 pub mod plot;
+pub mod run;
 pub mod table;
 pub mod text;
 

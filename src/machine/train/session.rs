@@ -56,6 +56,8 @@ pub struct Options {
     pub config: String,
     /// Held-out rows an evaluation reads at most.
     pub evaluation_rows: u64,
+    /// What a save carries so that a run can be continued from it alone.
+    pub settings: serde_json::Value,
 }
 
 /// The loss scale fp16 starts with, and the finite steps after which it doubles (Micikevicius et al. 2018, PyTorch's GradScaler).
@@ -104,7 +106,8 @@ impl Session {
         programs.iter().try_for_each(|p| check(p).map(|_| ()))?;
         let storages = storages(&programs);
         let predicted = estimate::summarize(&plan, &programs)?;
-        let (origin, progress) = origin(&plan, &options)?;
+        let (origin, mut progress) = origin(&plan, &options)?;
+        progress.settings = options.settings.clone();
         let settings = Settings {
             seed: progress.seed,
             ..options.machine
