@@ -181,12 +181,7 @@ impl<'a> Checker<'a> {
             ));
         }
         let buffer = self.program.buffer(id);
-        if !buffer
-            .offset
-            .0
-            .is_multiple_of(super::alignment(buffer.place))
-            || buffer.bytes < buffer.exact
-        {
+        if buffer.offset.0 % super::alignment(buffer.place) != 0 || buffer.bytes < buffer.exact {
             return Err(self.broken(
                 "alignment",
                 format!("{} is misaligned or too small", self.name(id)),
