@@ -44,7 +44,7 @@ enum Command {
     /// Find the fastest plan that fits
     Plan(plan::Args),
     /// Train by a plan
-    Run(run::Args),
+    Run(Box<run::Args>),
     /// Run a plan's programs and compare with what was predicted
     Validate(validate::Args),
     /// Show who holds the memory of a plan, and check its claim

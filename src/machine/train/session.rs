@@ -368,7 +368,7 @@ fn origin(plan: &Plan, options: &Options) -> Result<(Origin, Progress)> {
             return Err(Error::file(dir, "the save is of another model", next));
         }
         let progress = saved.progress().clone();
-        return Ok((Origin::Saved(saved), progress));
+        return Ok((Origin::Saved(Box::new(saved)), progress));
     }
     let scale = if plan.draft()?.precision == Precision::Fp16 {
         LOSS_SCALE.0
