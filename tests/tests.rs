@@ -5,6 +5,7 @@ mod bench;
 mod configs;
 mod derivatives;
 mod devices;
+mod families;
 mod job;
 mod models;
 
@@ -19,4 +20,5 @@ mod ops_optimizer;
 mod ops_rope;
 mod ops_simd;
 mod programs;
+mod published;
 mod reference;
