@@ -1,8 +1,12 @@
 //! The test crate: one binary, one module per subject.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod before;
 mod bench;
+mod checker;
+mod checker_order;
 mod configs;
+mod damage;
 mod derivatives;
 mod devices;
 mod families;
