@@ -5,5 +5,7 @@ pub mod graph;
 pub mod machine;
 pub mod plan;
 pub mod program;
+pub mod search;
+pub mod show;
 pub mod spec;
 pub mod technique;

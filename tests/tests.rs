@@ -5,6 +5,7 @@ mod before;
 mod bench;
 mod checker;
 mod checker_order;
+mod cli;
 mod configs;
 mod damage;
 mod derivatives;
@@ -26,3 +27,12 @@ mod ops_simd;
 mod programs;
 mod published;
 mod reference;
+
+// Training runs: text, weights, saves.
+mod initial;
+mod pytorch;
+mod saves;
+mod text;
+mod tiny;
+mod training;
+mod weights;

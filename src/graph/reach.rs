@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::op::transfer::{MOVE, Move, SETTLE, Settle};
 use super::tensor::{Name, TensorId};
-use super::{Node, Phase, Spot, Step, Stream};
+use super::{Node, Spot, Step, Stream};
 use crate::error::Result;
 use crate::spec::job::Place;
 
@@ -99,15 +99,10 @@ fn home(stream: Stream) -> Place {
 /// A run of nodes of one block and part of the step: what `lead` counts in.
 fn units(step: &Step) -> Vec<usize> {
     let mut units = Vec::with_capacity(step.nodes.len());
-    let mut last: Option<(Name, u8)> = None;
+    let mut last: Option<(Name, bool)> = None;
     let mut unit = 0;
     for node in &step.nodes {
-        let part = match node.phase {
-            Phase::Recompute | Phase::Backward => 1,
-            Phase::Update => 2,
-            _ => 0,
-        };
-        let here = Some((node.block.clone(), part));
+        let here = Some((node.block.clone(), node.phase.is_later()));
         unit += usize::from(last.is_some() && last != here);
         last = here;
         units.push(unit);

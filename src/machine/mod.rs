@@ -1,8 +1,14 @@
 //! Who runs a program: the machines, and the one loop that walks the text for all of them.
 
+pub mod calibrate;
 pub mod cpu;
+pub mod estimate;
+pub mod measure;
+pub mod micro;
+pub mod probe;
 pub mod sim;
 pub mod timeline;
+pub mod train;
 
 use crate::error::Result;
 use crate::graph::Stream;

@@ -1,44 +1,18 @@
 //! The simulator: a small event loop in which running instructions share the device's resources fairly.
 
+mod cost;
+
 use std::collections::{BTreeMap, VecDeque};
 
 use super::Machine;
 use super::timeline::{Mark, Timeline};
 use crate::error::Result;
 use crate::graph::Stream;
-use crate::graph::op::{Op, Work};
-use crate::graph::tensor::{DType, Type};
 use crate::program::{BufferId, EventId, Program, Span};
-use crate::spec::job::{Place, Target};
+use crate::spec::job::Target;
 use crate::spec::units::Seconds;
-
-/// Fraction of a device's matrix peak that large products reach where nothing was measured: published sweeps
-/// (stas00/ml-engineering, compute/accelerator) find 0.78 to 0.87 on A100, H100 and B200.
-const MATMUL_EFFICIENCY: f64 = 0.75;
-
-/// Fraction of the memory bandwidth that elementwise kernels reach where nothing was measured.
-const MEMORY_EFFICIENCY: f64 = 0.8;
-
-/// What instructions compete for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Resource {
-    Cores,
-    Memory,
-    Dram,
-    LinkIn,
-    LinkOut,
-    DiskRead,
-    DiskWrite,
-}
-
-const RESOURCES: usize = 7;
-
-/// An instruction's cost when alone: seconds, and the share of each resource it takes meanwhile.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Cost {
-    seconds: f64,
-    share: [f64; RESOURCES],
-}
+pub use cost::{Cost, curve_key, efficiency_key, ideal_seconds, node_work};
+use cost::{RESOURCES, copy_cost, node_cost};
 
 /// Something queued in a stream.
 #[derive(Debug, Clone, Copy)]
@@ -69,106 +43,6 @@ impl<'a> Sim<'a> {
         self.queues.entry(stream).or_default().push_back(task);
         Ok(())
     }
-
-    /// The cost of a node on this target.
-    fn cost(&self, node: u32, stream: Stream) -> Cost {
-        let step = &self.program.step;
-        let node = &step.nodes[node as usize];
-        let types = |ids: &[crate::graph::tensor::TensorId]| {
-            ids.iter()
-                .map(|&i| step.type_of(i).clone())
-                .collect::<Vec<Type>>()
-        };
-        let (inputs, outputs) = (types(&node.inputs), types(&node.outputs));
-        let work = node.op.work(&inputs, &outputs);
-        let dtype = inputs
-            .first()
-            .or(outputs.first())
-            .map_or(DType::F32, |t| t.dtype);
-        match stream {
-            Stream::HostCompute => host_cost(work, self.target),
-            _ => device_cost(node.op.as_ref(), work, dtype, self.target),
-        }
-    }
-}
-
-/// Seconds of a kernel on the device: the slowest of its matrix products, its other arithmetic and its traffic, plus the launch.
-fn device_cost(op: &dyn Op, work: Work, dtype: DType, target: &Target) -> Cost {
-    let device = &target.device;
-    let measured = device
-        .efficiency
-        .get(&efficiency_key(op.name(), dtype))
-        .copied();
-    let ideal = ideal_seconds(work, dtype, target);
-    let reached = measured.unwrap_or(if work.matmul > 0 {
-        MATMUL_EFFICIENCY
-    } else {
-        MEMORY_EFFICIENCY
-    });
-    let seconds = device.launch.0 + ideal / reached;
-    let mut share = [0.0f64; RESOURCES];
-    share[Resource::Cores as usize] = 1.0;
-    share[Resource::Memory as usize] =
-        (work.bytes as f64 / device.bandwidth / seconds.max(1e-12)).min(1.0);
-    Cost { seconds, share }
-}
-
-/// The name under which a measured efficiency is kept.
-pub fn efficiency_key(op: &str, dtype: DType) -> String {
-    format!("{op}.{dtype:?}").to_lowercase()
-}
-
-/// Seconds at the device's peaks: what no kernel can beat.
-pub fn ideal_seconds(work: Work, dtype: DType, target: &Target) -> f64 {
-    let device = &target.device;
-    let matmul = work.matmul as f64
-        / dtype_precision(dtype)
-            .peak(device)
-            .unwrap_or(device.peak.fp32);
-    let vector = work.vector as f64 / device.peak.fp32;
-    let memory = work.bytes as f64 / device.bandwidth;
-    matmul.max(vector).max(memory)
-}
-
-/// The precision a number format computes in.
-fn dtype_precision(dtype: DType) -> crate::spec::job::Precision {
-    use crate::spec::job::Precision;
-    match dtype {
-        DType::Bf16 => Precision::Bf16,
-        DType::F16 => Precision::Fp16,
-        DType::F32 | DType::U32 => Precision::F32,
-    }
-}
-
-/// Seconds of host arithmetic: bound by the host's memory.
-fn host_cost(work: Work, target: &Target) -> Cost {
-    let seconds = work.bytes as f64 / target.host.dram;
-    let mut share = [0.0f64; RESOURCES];
-    share[Resource::Dram as usize] = 1.0;
-    Cost { seconds, share }
-}
-
-/// Seconds of a copy between places.
-fn copy_cost(bytes: u64, from: Place, to: Place, target: &Target) -> Cost {
-    let (host, link) = (&target.host, target.link());
-    let (resource, rate) = match (from, to) {
-        (Place::Gpu, Place::Gpu) => (Resource::Memory, target.device.bandwidth / 2.0),
-        (Place::Disk, _) => (Resource::DiskRead, host.disk_rate),
-        (_, Place::Disk) => (Resource::DiskWrite, host.disk_rate),
-        (Place::Gpu, _) => (Resource::LinkOut, link),
-        (_, Place::Gpu) => (Resource::LinkIn, link),
-        _ => (Resource::Dram, host.dram / 2.0),
-    };
-    let seconds = bytes as f64 / rate;
-    let mut share = [0.0f64; RESOURCES];
-    share[resource as usize] = 1.0;
-    share[Resource::Dram as usize] =
-        share[Resource::Dram as usize].max((rate / host.dram).min(1.0));
-    if from == Place::Gpu || to == Place::Gpu {
-        share[Resource::Memory as usize] =
-            share[Resource::Memory as usize].max((rate / target.device.bandwidth).min(1.0));
-    }
-    Cost { seconds, share }
 }
 
 impl Machine for Sim<'_> {
@@ -179,7 +53,7 @@ impl Machine for Sim<'_> {
         Ok(())
     }
     fn launch(&mut self, at: usize, node: u32, _: Option<BufferId>, stream: Stream) -> Result<()> {
-        let cost = self.cost(node, stream);
+        let cost = node_cost(&self.program.step, node, stream, self.target);
         self.push(stream, Task::Work { at, cost })
     }
     fn copy(&mut self, at: usize, from: Span, to: Span, stream: Stream) -> Result<()> {
@@ -200,6 +74,7 @@ impl Machine for Sim<'_> {
         let queues = std::mem::take(&mut self.queues);
         Ok(EventLoop {
             queues,
+            now: self.target.device.start.map_or(0.0, |start| start.0),
             ..EventLoop::new(self.program.events)
         }
         .run())

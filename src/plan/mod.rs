@@ -1,6 +1,7 @@
 //! What is chosen: a job and the techniques applied to it.
 
 pub mod file;
+pub mod library;
 pub mod steps;
 
 use std::fmt;
@@ -18,15 +19,19 @@ pub struct Choice {
     /// The technique's name.
     pub technique: String,
     /// Where, as a pattern over stable paths.
-    #[serde(default = "everywhere")]
+    #[serde(default = "everywhere", skip_serializing_if = "is_everywhere")]
     pub site: String,
     /// Its arguments.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Args::is_empty")]
     pub args: Args,
 }
 
 fn everywhere() -> String {
     "*".to_string()
+}
+
+fn is_everywhere(site: &String) -> bool {
+    site == "*"
 }
 
 impl Choice {
@@ -146,10 +151,10 @@ impl Plan {
             ));
         }
         if !chosen(&choices, &OPTIMIZERS) {
-            let text = &job.optimizer.0;
-            choices.push(Choice::parse(text).map_err(|_| unknown_optimizer(text))?);
+            choices.push(optimizer(&job.optimizer.0)?);
         }
         choices.iter().try_for_each(Choice::check)?;
+        one_optimizer(&choices)?;
         let rank = |c: &Choice| TECHNIQUES.iter().position(|t| t.card().name == c.technique);
         choices.sort_by_key(rank);
         let plan = Plan { job, choices };
@@ -183,11 +188,32 @@ impl Plan {
 /// Techniques that are update rules: a plan has exactly one.
 pub const OPTIMIZERS: [&str; 2] = ["adamw", "sgd"];
 
-fn unknown_optimizer(text: &str) -> Error {
-    Error::unknown(
-        "optimizer",
-        text,
-        OPTIMIZERS,
-        format!("choose from: {}", OPTIMIZERS.join(", ")),
-    )
+/// The update rule a job names, as `NAME[:key=value,…]`.
+fn optimizer(text: &str) -> Result<Choice> {
+    let name = text.split(':').next().unwrap_or(text).trim();
+    let known = technique::find(name).is_ok_and(|t| OPTIMIZERS.contains(&t.card().name));
+    match known {
+        true => Choice::parse(text),
+        false => {
+            let next = format!("choose from: {}", OPTIMIZERS.join(", "));
+            Err(Error::unknown("optimizer", name, OPTIMIZERS, next))
+        }
+    }
+}
+
+/// Refuses a second update rule.
+fn one_optimizer(choices: &[Choice]) -> Result<()> {
+    let rules: Vec<&Choice> = choices
+        .iter()
+        .filter(|c| OPTIMIZERS.contains(&c.technique.as_str()))
+        .collect();
+    match rules[..] {
+        [one, other, ..] => Err(Error::Conflict {
+            one: one.to_string(),
+            other: other.to_string(),
+            why: "a parameter has one update rule".into(),
+            next: "keep one of them".into(),
+        }),
+        _ => Ok(()),
+    }
 }

@@ -15,6 +15,9 @@ use crate::graph::{Node, Phase, Spot, Step, StepSet, Stream, When};
 use crate::spec::job::{Place, Precision};
 use crate::technique::{Draft, Rule};
 
+/// Name of the guard outside: what gradients are multiplied by, whether they are finite, their norm.
+pub const GUARD: &str = "output/guard";
+
 /// Largest piece in which persistent storages are filled and saved.
 const TILE: u64 = 16 << 20;
 

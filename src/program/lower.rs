@@ -10,8 +10,8 @@ use crate::graph::{Node, Step, Stream, When};
 use crate::spec::job::{Backend, PerPlace, Place};
 use crate::spec::units::Bytes;
 
-/// Largest piece of a move that goes through the staging ring, in bytes.
-const TILE: u64 = 4 << 20;
+/// Bounds of the pieces in which moves go through a staging ring, in bytes: an eighth of the largest move, within these.
+const TILE: (u64, u64) = (64 << 10, 64 << 20);
 
 /// Slots of a staging ring: while one is filled and one drained, two wait.
 const SLOTS: usize = 4;
@@ -36,7 +36,8 @@ enum Draft {
 #[derive(Debug, Clone, Default)]
 struct Uses {
     writer: Option<Point>,
-    readers: BTreeMap<Stream, u32>,
+    /// The last reader in each stream; zero for none.
+    readers: Clock,
 }
 
 /// Lowers `step` for `backend`; `shared` are the set's shared storages, which come first among its buffers. Offsets are left at zero.
@@ -81,6 +82,8 @@ struct Lowering<'a> {
     /// What each stream knew after each of its instructions.
     history: [Vec<Clock>; Stream::ALL.len()],
     rings: BTreeMap<Stream, Ring>,
+    /// Bytes of a staging slot.
+    tile: u64,
 }
 
 /// Staging slots used in turn.
@@ -103,6 +106,7 @@ impl<'a> Lowering<'a> {
             known: Default::default(),
             history: Default::default(),
             rings: BTreeMap::new(),
+            tile: tile(step),
         };
         for storage in shared {
             let id = step.shared(&storage.name);
@@ -274,8 +278,8 @@ impl<'a> Lowering<'a> {
             (Place::Disk, Place::Gpu) => (Stream::DiskRead, Stream::ToDevice),
             (a, b) => return Err(Error::shape(MOVE, format!("nothing copies {a:?} to {b:?}"))),
         };
-        for at in (0..from.bytes.0).step_by(TILE as usize) {
-            let bytes = Bytes(TILE.min(from.bytes.0 - at));
+        for at in (0..from.bytes.0).step_by(self.tile as usize) {
+            let bytes = Bytes(self.tile.min(from.bytes.0 - at));
             let slot = Span {
                 buffer: self.slot(first, second),
                 offset: Bytes::ZERO,
@@ -306,15 +310,10 @@ impl<'a> Lowering<'a> {
     /// The next slot of the ring that `first` fills and `second` drains.
     fn slot(&mut self, first: Stream, second: Stream) -> BufferId {
         if !self.rings.contains_key(&first) {
-            let largest = self.step.nodes.iter().filter(|n| n.op.name() == MOVE);
-            let largest = largest
-                .map(|n| self.step.type_of(n.inputs[0]).bytes().0)
-                .max()
-                .unwrap_or(TILE)
-                .min(TILE);
+            let bytes = Bytes(self.tile);
             let slot = |i: usize| Storage {
                 name: format!("staging/{first:?}.{i}").into(),
-                bytes: Bytes(largest),
+                bytes,
                 place: Place::Pinned,
                 role: Role::Temporary,
                 shared: false,
@@ -368,14 +367,12 @@ impl<'a> Lowering<'a> {
     }
 
     fn read(&mut self, id: BufferId, point: Point) {
-        self.uses[id.0 as usize]
-            .readers
-            .insert(point.stream, point.done);
+        self.uses[id.0 as usize].readers[point.stream as usize] = point.done;
     }
 
     fn written(&mut self, id: BufferId, point: Point) {
         let uses = &mut self.uses[id.0 as usize];
-        uses.readers.clear();
+        uses.readers = Clock::default();
         uses.writer = Some(point);
     }
 
@@ -407,17 +404,24 @@ impl<'a> Lowering<'a> {
 }
 
 impl Uses {
-    fn all(&self) -> Vec<Point> {
-        let readers = self
-            .readers
-            .iter()
-            .map(|(&stream, &done)| Point { stream, done });
+    fn all(&self) -> impl Iterator<Item = Point> + use<> {
+        let readers = Stream::ALL.into_iter().zip(self.readers);
+        let readers = readers.map(|(stream, done)| Point { stream, done });
         self.writer
             .into_iter()
             .chain(readers)
             .filter(|p| p.done > 0)
-            .collect()
     }
+}
+
+/// Bytes of a staging slot: enough for few pieces, small beside what is moved.
+fn tile(step: &Step) -> u64 {
+    let moves = step.nodes.iter().filter(|n| n.op.name() == MOVE);
+    let largest = moves
+        .map(|n| step.type_of(n.inputs[0]).bytes().0)
+        .max()
+        .unwrap_or(0);
+    (largest / 8).next_multiple_of(4096).clamp(TILE.0, TILE.1)
 }
 
 /// The stream that copies between two places directly.
@@ -487,41 +491,44 @@ fn last_stream(step: &Step, last: usize, stream: Stream, storage: StorageId) -> 
 
 /// Gives each awaited point an event, signalled right after the instruction it waits for.
 fn number_events(draft: Vec<Draft>, buffers: &[Buffer]) -> (Vec<Instr>, u32) {
-    let awaited: BTreeSet<Point> = draft
-        .iter()
-        .filter_map(|d| {
-            if let Draft::Wait(_, point) = d {
-                Some(*point)
-            } else {
-                None
-            }
-        })
-        .collect();
-    let events: BTreeMap<Point, EventId> = awaited.into_iter().zip((0..).map(EventId)).collect();
-    let mut done = Clock::default();
-    let mut code = Vec::with_capacity(draft.len() + events.len());
-    for item in draft {
-        match item {
-            Draft::Wait(stream, point) => code.push(Instr::Wait(stream, events[&point])),
-            Draft::Plain(instr) => {
-                code.push(instr);
-                let stream = match instr {
-                    Instr::Launch { stream, .. } | Instr::Copy { stream, .. } => stream,
-                    Instr::Alloc(id) => buffers[id.0 as usize].home,
-                    _ => continue,
-                };
-                done[stream as usize] += 1;
-                let point = Point {
-                    stream,
-                    done: done[stream as usize],
-                };
-                code.extend(
-                    events
-                        .get(&point)
-                        .map(|&event| Instr::Signal(stream, event)),
-                );
-            }
+    let mut events: [Vec<Option<EventId>>; Stream::ALL.len()] = Default::default();
+    let mut count = 0;
+    for item in &draft {
+        if let Draft::Wait(_, point) = item {
+            let list = &mut events[point.stream as usize];
+            list.resize(list.len().max(point.done as usize + 1), None);
+            list[point.done as usize].get_or_insert_with(|| {
+                count += 1;
+                EventId(count - 1)
+            });
         }
     }
-    (code, events.len() as u32)
+    let event = |stream: Stream, done: u32| {
+        events[stream as usize]
+            .get(done as usize)
+            .copied()
+            .flatten()
+    };
+    let mut done = Clock::default();
+    let mut code = Vec::with_capacity(draft.len() + count as usize);
+    for item in draft {
+        let instr = match item {
+            Draft::Wait(stream, point) => {
+                code.extend(
+                    event(point.stream, point.done).map(|event| Instr::Wait(stream, event)),
+                );
+                continue;
+            }
+            Draft::Plain(instr) => instr,
+        };
+        code.push(instr);
+        let stream = match instr {
+            Instr::Launch { stream, .. } | Instr::Copy { stream, .. } => stream,
+            Instr::Alloc(id) => buffers[id.0 as usize].home,
+            _ => continue,
+        };
+        done[stream as usize] += 1;
+        code.extend(event(stream, done[stream as usize]).map(|event| Instr::Signal(stream, event)));
+    }
+    (code, count)
 }

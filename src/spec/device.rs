@@ -65,12 +65,22 @@ pub struct Device {
     /// Reached share of the roofline per op, from calibration; empty without.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub efficiency: BTreeMap<String, f64>,
+    /// Measured seconds of ops, by op, format and number of threads, from calibration: pairs of the seconds at the
+    /// device's peaks and the seconds taken, in ascending order.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub curve: BTreeMap<String, Vec<[f64; 2]>>,
+    /// Time to start a program on a calibrated CPU: the threads of its streams.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start: Option<Seconds>,
     /// Threads of a calibrated CPU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threads: Option<u32>,
     /// Rate of a copy inside host memory, B/s, from calibration.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub copy_rate: Option<f64>,
+    /// Bandwidth of the memory behind the caches of a calibrated CPU, all threads, B/s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dram: Option<f64>,
     /// Rate of the disk, B/s, from calibration.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk_rate: Option<f64>,
@@ -115,8 +125,11 @@ pub struct Peak {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Probe {
-    /// The matrix product.
+    /// The matrix product, on all threads.
     pub gemm: Seconds,
+    /// The same on one thread fewer, which is what runs beside copies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fewer: Option<Seconds>,
     /// The copy.
     pub copy: Seconds,
 }

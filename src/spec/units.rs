@@ -180,6 +180,27 @@ pub fn parse_rate(what: &str, text: &str) -> Result<f64> {
     }
 }
 
+/// Prints a count as people say it: 6.74B, 124M, 812K.
+pub fn show_count(count: u64) -> String {
+    let (scale, unit) = match count {
+        n if n >= 1_000_000_000 => (1e9, "B"),
+        n if n >= 1_000_000 => (1e6, "M"),
+        n if n >= 1_000 => (1e3, "K"),
+        _ => return count.to_string(),
+    };
+    let scaled = count as f64 / scale;
+    match scaled {
+        s if s >= 100.0 => format!("{s:.0}{unit}"),
+        s if s >= 10.0 => format!("{s:.1}{unit}"),
+        s => format!("{s:.2}{unit}"),
+    }
+}
+
+/// Prints an arithmetic rate as a number of TFLOP/s.
+pub fn show_flops(flops_per_second: f64) -> String {
+    format!("{:.1}", flops_per_second / 1e12)
+}
+
 /// Prints a rate in GB/s.
 pub fn show_rate(bytes_per_second: f64) -> String {
     format!("{:.1} GB/s", bytes_per_second / 1e9)

@@ -25,6 +25,11 @@ impl Args {
         )
     }
 
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Refuses keys that `card` does not list.
     ///
     /// # Errors

@@ -104,6 +104,15 @@ pub trait Technique: Sync {
     /// What it is.
     fn card(&self) -> Card;
 
+    /// What it does with these arguments, as a sentence without a subject; [`Card::summary`] where they change little.
+    fn describe(&self, args: &Args) -> String {
+        let summary = self.card().summary;
+        match args.0.is_empty() {
+            true => summary.to_string(),
+            false => format!("{summary} ({args})"),
+        }
+    }
+
     /// Before anything is built.
     ///
     /// # Errors

@@ -56,6 +56,24 @@ impl Technique for Offload {
         }
     }
 
+    fn describe(&self, args: &Args) -> String {
+        let given = |key: &str| args.0.get(key).map_or("", String::as_str);
+        let what = match given("what") {
+            "" => "activations",
+            "optimizer" => "optimizer state",
+            other => other,
+        };
+        let place = match given("to") {
+            "disk" => "on disk",
+            _ => "in host memory",
+        };
+        let update = match given("update") {
+            "host" => ", and updates on the host",
+            _ => "",
+        };
+        format!("keeps {what} {place} between uses{update}")
+    }
+
     fn gap(&self, set: &mut StepSet, sites: &Pattern, args: &Args) -> Result<()> {
         let card = self.card();
         let what = args.word(

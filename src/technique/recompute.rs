@@ -38,6 +38,21 @@ impl Technique for Recompute {
         }
     }
 
+    fn describe(&self, args: &Args) -> String {
+        let card = self.card();
+        let what = args.word(&card, "what", &["all", "attention", "cheap"]);
+        let segment = args.number::<u64>(&card, "segment", (1, 1 << 20));
+        match (what.unwrap_or("all"), segment.unwrap_or(1)) {
+            ("attention", _) => "drops what the core of attention saves and computes it again",
+            ("cheap", _) => "drops the outputs of norms and activations and computes them again",
+            (_, 1) => "keeps only what enters a layer and computes the rest again",
+            (_, n) => {
+                return format!("keeps only what enters {n} layers and computes the rest again");
+            }
+        }
+        .to_string()
+    }
+
     fn gap(&self, set: &mut StepSet, sites: &Pattern, args: &Args) -> Result<()> {
         let card = self.card();
         let what = args.word(&card, "what", &["all", "attention", "cheap"])?;

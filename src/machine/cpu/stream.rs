@@ -137,12 +137,19 @@ pub struct Worker<'a> {
 /// Pieces of a throttled copy: small, so that the pauses between them are even.
 const PIECE: u64 = 256 << 10;
 
+/// How much later than asked a sleep may end.
+const OVERSLEPT: Duration = Duration::from_micros(100);
+
 impl Worker<'_> {
     /// Runs tasks until the queue closes; returns when each ran.
     pub fn run(self, queue: Receiver<Task>) -> Vec<Mark> {
         let mut marks = Vec::new();
         for task in queue {
-            match self.task(task, &mut marks) {
+            // A range outside the arena stops the task, and with it the run.
+            let ran = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                self.task(task, &mut marks)
+            }));
+            match ran.unwrap_or_else(|_| Err(self.stopped())) {
                 Ok(true) => {}
                 Ok(false) => break,
                 Err(error) => {
@@ -152,6 +159,11 @@ impl Worker<'_> {
             }
         }
         marks
+    }
+
+    fn stopped(&self) -> Error {
+        let why = format!("the {:?} stream stopped inside a task", self.stream);
+        Error::shape("run", why)
     }
 
     /// One task; false where another stream has failed.
@@ -205,7 +217,13 @@ impl Worker<'_> {
             };
             self.places.copy(piece(from), piece(to))?;
             let due = Duration::from_secs_f64((at + bytes) as f64 / rate);
-            std::thread::sleep(due.saturating_sub(begin.elapsed()));
+            let early = due.saturating_sub(OVERSLEPT);
+            std::thread::sleep(early.saturating_sub(begin.elapsed()));
+        }
+        // Sleeping ends late: the rest is waited out awake, or short copies would seem slower than the link.
+        let due = Duration::from_secs_f64(from.bytes as f64 / rate);
+        while begin.elapsed() < due {
+            std::thread::yield_now();
         }
         Ok(())
     }

@@ -16,6 +16,10 @@ pub(super) fn check(device: &Device) -> Result<()> {
     if !(device.launch.0.is_finite() && device.launch.0 >= 0.0) {
         return Err(bad(device, "launch", device.launch.0, "not a duration"));
     }
+    let start = device.start.map_or(0.0, |start| start.0);
+    if !(start.is_finite() && start >= 0.0) {
+        return Err(bad(device, "start", start, "not a duration"));
+    }
     if device.threads == Some(0) {
         return Err(bad(device, "threads", 0, "a CPU has at least one"));
     }
@@ -54,9 +58,11 @@ fn rates(device: &Device) -> Result<()> {
         ("peak.bf16", peak.bf16),
         ("peak.fp8", peak.fp8),
         ("copy_rate", device.copy_rate),
+        ("dram", device.dram),
         ("disk_rate", device.disk_rate),
         ("tdp_watts", device.tdp_watts),
         ("probe.gemm", probe.map(|p| p.gemm.0)),
+        ("probe.fewer", probe.and_then(|p| p.fewer).map(|p| p.0)),
         ("probe.copy", probe.map(|p| p.copy.0)),
     ];
     for (field, value) in single {
@@ -65,7 +71,22 @@ fn rates(device: &Device) -> Result<()> {
     for (op, share) in &device.efficiency {
         positive(device, &format!("efficiency.{op}"), Some(*share))?;
     }
-    Ok(())
+    device
+        .curve
+        .iter()
+        .try_for_each(|(op, curve)| ascending(device, op, curve))
+}
+
+/// A curve has points, all finite and above zero, each further than the last.
+fn ascending(device: &Device, op: &str, curve: &[[f64; 2]]) -> Result<()> {
+    let field = format!("curve.{op}");
+    for value in curve.iter().flatten() {
+        positive(device, &field, Some(*value))?;
+    }
+    match curve.is_empty() || curve.windows(2).any(|w| w[1][0] <= w[0][0]) {
+        true => Err(bad(device, &field, curve.len(), "its points do not ascend")),
+        false => Ok(()),
+    }
 }
 
 fn positive(device: &Device, field: &str, value: Option<f64>) -> Result<()> {

@@ -1,0 +1,180 @@
+//! Arguments about the job, the device and the machine, shared by the commands that take a job.
+
+use std::collections::BTreeSet;
+
+use memfit::error::{Error, Result};
+use memfit::plan::file::JobText;
+use memfit::plan::{Choice, Request};
+use memfit::show::choice::class_name;
+use memfit::show::job::Asked;
+use memfit::spec::job::{Exactness, Host, Precision, parse_ram};
+use memfit::spec::units::{Bytes, parse_rate, parse_size};
+use memfit::spec::{catalog, device};
+
+/// Positions of a sequence where none are given and the model takes so many.
+const SEQ: u64 = 2048;
+
+/// The job, the device and the machine. What is not given comes from a plan, or is assumed.
+#[derive(Debug, clap::Args)]
+pub struct JobArgs {
+    /// The device: a name, a size such as 24GB or 512MiB, or a device file
+    #[arg(long, value_name = "DEVICE")]
+    pub gpu: Option<String>,
+    /// The model: a name, or the path of a config.json, its folder, or a .gguf file
+    #[arg(long, value_name = "MODEL")]
+    pub model: Option<String>,
+    /// Tokens of a sequence [default: 2048, or the model's longest]
+    #[arg(long, value_name = "TOKENS")]
+    pub seq: Option<u64>,
+    /// Sequences of a step [default: 1]
+    #[arg(long, value_name = "SEQUENCES")]
+    pub batch: Option<u64>,
+    /// Number format: f32, bf16 or fp16 [default: what the device has of bf16, fp16, f32]
+    #[arg(long)]
+    pub precision: Option<String>,
+    /// Update rule, with its arguments [default: adamw]
+    #[arg(long, value_name = "NAME[:KEY=VALUE,…]")]
+    pub optimizer: Option<String>,
+    /// A choice that is made already; may be repeated; the key `site` says where
+    #[arg(long, value_name = "NAME[:KEY=VALUE,…]")]
+    pub fix: Vec<String>,
+    /// How far other choices may change results: bitwise, rounding or lossy
+    #[arg(long, value_name = "CLASS", default_value = "rounding")]
+    pub allow: String,
+    /// Memory of the machine, such as 128GB
+    #[arg(long, value_name = "SIZE")]
+    pub ram: Option<String>,
+    /// Most host memory that may be pinned
+    #[arg(long, value_name = "SIZE")]
+    pub pinned: Option<String>,
+    /// Free disk
+    #[arg(long, value_name = "SIZE")]
+    pub disk: Option<String>,
+    /// Rate of the disk, such as 3GB/s
+    #[arg(long, value_name = "RATE")]
+    pub disk_rate: Option<String>,
+    /// Rate between host and device in each direction, such as 25GB/s; `run` on a CPU is held to it
+    #[arg(long, value_name = "RATE")]
+    pub link: Option<String>,
+    /// Bandwidth of host memory, such as 40GB/s
+    #[arg(long, value_name = "RATE")]
+    pub dram: Option<String>,
+}
+
+impl JobArgs {
+    /// The job in words: what is given, else what `base` says, else defaults.
+    ///
+    /// # Errors
+    /// Where neither says the device or the model, or a name is unknown.
+    pub fn text(&self, base: Option<&JobText>) -> Result<JobText> {
+        let from = |of: fn(&JobText) -> &String| base.map(|b| of(b).clone());
+        let gpu = self.gpu.clone().or_else(|| from(|b| &b.gpu));
+        let gpu = gpu.ok_or_else(|| missing("--gpu", "such as --gpu 24GB or --gpu rtx-4090"))?;
+        let model = self.model.clone().or_else(|| from(|b| &b.model));
+        let model = model.ok_or_else(|| missing("--model", "such as --model llama-3.1-8b"))?;
+        let optimizer = self.optimizer.clone().or_else(|| from(|b| &b.optimizer));
+        let seq = self.seq.or(base.map(|b| b.seq));
+        let precision = match (&self.precision, base) {
+            (Some(text), _) => text.parse()?,
+            (None, Some(base)) => base.precision,
+            (None, None) => Precision::default_for(&device::find(&gpu)?),
+        };
+        Ok(JobText {
+            seq: seq.map_or_else(|| longest(&model), Ok)?,
+            batch: self.batch.or(base.map(|b| b.batch)).unwrap_or(1),
+            precision,
+            optimizer: optimizer.unwrap_or_else(|| "adamw".into()),
+            gpu,
+            model,
+        })
+    }
+
+    /// The machine: what is given, else what `base` says.
+    ///
+    /// # Errors
+    /// Where a size or rate cannot be read.
+    pub fn host(&self, base: Host) -> Result<Host> {
+        let size = |what, text: &Option<String>, or: Bytes| match text {
+            Some(text) => parse_size(what, text).map(|size| size.bytes),
+            None => Ok(or),
+        };
+        let rate = |what, text: &Option<String>, or: f64| match text {
+            Some(text) => parse_rate(what, text),
+            None => Ok(or),
+        };
+        let memory = |what, text: &Option<String>| text.as_ref().map(|t| parse_ram(what, t));
+        let link = self.link.as_ref().map(|t| parse_rate("--link", t));
+        Ok(Host {
+            ram: memory("--ram", &self.ram).unwrap_or(Ok(base.ram))?,
+            kept: base.kept,
+            pinned: memory("--pinned", &self.pinned)
+                .transpose()?
+                .or(base.pinned),
+            disk: size("--disk", &self.disk, base.disk)?,
+            disk_rate: rate("--disk-rate", &self.disk_rate, base.disk_rate)?,
+            link: link.transpose()?.or(base.link),
+            dram: rate("--dram", &self.dram, base.dram)?,
+        })
+    }
+
+    /// Names of the machine's values that are given.
+    pub fn given(&self) -> BTreeSet<&'static str> {
+        let values = [
+            ("ram", &self.ram),
+            ("pinned", &self.pinned),
+            ("disk", &self.disk),
+            ("disk_rate", &self.disk_rate),
+            ("link", &self.link),
+            ("dram", &self.dram),
+        ];
+        let given = values.iter().filter(|(_, value)| value.is_some());
+        given.map(|(name, _)| *name).collect()
+    }
+
+    /// The choices made already.
+    ///
+    /// # Errors
+    /// Where a name, a key or a value is unknown.
+    pub fn fixed(&self) -> Result<Vec<Choice>> {
+        self.fix.iter().map(|text| Choice::parse(text)).collect()
+    }
+
+    /// The question to the search, and the words it was asked in.
+    ///
+    /// # Errors
+    /// As [`JobArgs::text`], [`JobArgs::host`] and [`JobArgs::fixed`], and where the job cannot be trained.
+    pub fn request(&self) -> Result<(Request, Asked)> {
+        let text = self.text(None)?;
+        let request = Request {
+            job: text.open(self.host(Host::default())?)?,
+            fixed: self.fixed()?,
+            allow: self.class()?,
+        };
+        let given = self.given();
+        Ok((request, Asked { text, given }))
+    }
+
+    fn class(&self) -> Result<Exactness> {
+        let classes = [Exactness::Bitwise, Exactness::Rounding, Exactness::Lossy];
+        let found = classes.into_iter().find(|c| class_name(*c) == self.allow);
+        found.ok_or_else(|| {
+            let known = classes.map(class_name);
+            Error::unknown(
+                "class",
+                &self.allow,
+                known,
+                "write bitwise, rounding or lossy",
+            )
+        })
+    }
+}
+
+/// The usual sequence, or the model's longest where that is shorter.
+fn longest(model: &str) -> Result<u64> {
+    Ok(SEQ.min(catalog::open(model)?.max_positions))
+}
+
+fn missing(flag: &str, example: &str) -> Error {
+    let why = "there is no plan without it";
+    Error::value("missing argument", flag, why, format!("give it, {example}"))
+}

@@ -1,0 +1,418 @@
+//! `memfit run`: training by a plan.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use indicatif::ProgressBar;
+use memfit::error::{Error, Result};
+use memfit::machine::cpu::Settings;
+use memfit::machine::train::save::Saved;
+use memfit::machine::train::session::{self, Options, Session};
+use memfit::machine::train::text::{Coding, Corpus, HeldOut, Source};
+use memfit::machine::{calibrate, estimate};
+use memfit::plan::file::PlanFile;
+use memfit::plan::{Choice, OPTIMIZERS, Plan};
+use memfit::search::{self, Outcome};
+use memfit::show::run::Report;
+use memfit::show::{json, text};
+use memfit::spec::catalog;
+use memfit::spec::units::show_rate;
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+use super::job::JobArgs;
+use super::{Answer, DONE, MISFIT, complain, files};
+
+/// Held-out sequences an evaluation reads at most.
+const EVALUATION_ROWS: u64 = 64;
+
+/// Arguments of `run`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// A plan file, or the name of a worked plan; without, one is searched for
+    pub plan: Option<String>,
+    #[command(flatten)]
+    pub job: JobArgs,
+    /// Text to train on
+    #[arg(long, value_name = "FILE")]
+    pub data: Option<PathBuf>,
+    /// Tokenizer of the text (tokenizer.json)
+    #[arg(long, value_name = "FILE")]
+    pub tokenizer: Option<PathBuf>,
+    /// Steps to train
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    pub steps: u64,
+    /// Learning rate
+    #[arg(long, value_name = "RATE", default_value_t = 3e-4)]
+    pub lr: f64,
+    /// How the learning rate changes after the warm-up
+    #[arg(long, value_enum, default_value_t = Schedule::Constant)]
+    pub schedule: Schedule,
+    /// Steps over which the learning rate rises from zero
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub warmup: u64,
+    /// Weight decay of the update rule [default: the rule's own]
+    #[arg(long, value_name = "DECAY")]
+    pub weight_decay: Option<f64>,
+    /// Seed of first values, order of the data, and dropout
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Held-out text: a file, or a share of the data such as 10%
+    #[arg(long, value_name = "FILE|SHARE")]
+    pub eval: Option<String>,
+    /// Steps between two evaluations [default: only at the end]
+    #[arg(long, value_name = "N")]
+    pub eval_every: Option<u64>,
+    /// Folder to save to
+    #[arg(long, value_name = "DIR")]
+    pub save: Option<PathBuf>,
+    /// Steps between two saves [default: only at the end]
+    #[arg(long, value_name = "N")]
+    pub save_every: Option<u64>,
+    /// Folder of a save to continue from
+    #[arg(long, value_name = "DIR")]
+    pub resume: Option<PathBuf>,
+    /// Folder of weights to start from [default: random first values]
+    #[arg(long, value_name = "DIR")]
+    pub weights: Option<PathBuf>,
+    /// Threads [default: as many as the machine has]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Folder of what lies on disk between uses [default: the system's temporary folder]
+    #[arg(long, value_name = "DIR")]
+    pub offload_dir: Option<PathBuf>,
+}
+
+/// How the learning rate changes after the warm-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Schedule {
+    /// It stays.
+    Constant,
+    /// It falls to a tenth along half a cosine.
+    Cosine,
+    /// It falls to zero along a line.
+    Linear,
+}
+
+/// Trains, with losses on the error stream and the comparison at the end.
+///
+/// # Errors
+/// Where plan, text or weights are wrong, or a step fails; after an interruption, naming the last save.
+pub fn run(args: &Args, json: bool) -> Result<Answer> {
+    let (plan, text) = match plan(args)? {
+        Chosen::Plan(plan, text) => (*plan, text),
+        Chosen::Misfit(answer) => return Ok(*answer),
+    };
+    let cores = calibrate::cores();
+    let threads = match args.threads {
+        Some(0) => {
+            return Err(Error::value(
+                "--threads",
+                0,
+                "nothing can run",
+                "give 1 or more",
+            ));
+        }
+        Some(threads) => threads as u32,
+        None => estimate::threads_for(&plan, cores),
+    };
+    let calibrated = plan.job.target.device.threads.is_some();
+    let plan = estimate::on_cpu(&plan, threads);
+    let corpus = corpus(args, &plan)?;
+    let options = options(args, &plan, &text)?;
+    let mut session = Session::open(plan, corpus, options)?;
+    train(args, &mut session, json)?;
+    let report = Report {
+        session: &session,
+        calibrated,
+    };
+    Ok(Answer {
+        text: report.text(),
+        json: report.json(),
+        status: DONE,
+    })
+}
+
+/// What to run, or the answer that nothing fits.
+enum Chosen {
+    Plan(Box<Plan>, String),
+    Misfit(Box<Answer>),
+}
+
+/// The plan: of a file, of the save to be continued, or the best for the job.
+fn plan(args: &Args) -> Result<Chosen> {
+    let base = match (&args.plan, &args.resume) {
+        (Some(text), _) => Some(files::open(text)?),
+        (None, Some(dir)) if args.job.model.is_none() => Some(saved_plan(dir)?),
+        _ => None,
+    };
+    let Some(mut file) = base else {
+        return searched(args);
+    };
+    file.job = args.job.text(Some(&file.job))?;
+    file.host = args.job.host(file.host)?;
+    file.claim = None;
+    let fixed = args.job.fixed()?;
+    file.choice.retain(|c| {
+        !fixed
+            .iter()
+            .any(|f| f.technique == c.technique && f.site == c.site && f.technique != "offload")
+    });
+    file.choice.extend(fixed);
+    decay(args, &mut file.choice);
+    let plan = file.plan()?;
+    Ok(Chosen::Plan(Box::new(plan), file.text()?))
+}
+
+/// The best plan for the job of the arguments.
+fn searched(args: &Args) -> Result<Chosen> {
+    let (request, asked) = args.job.request()?;
+    let answer = search::search(&request)?;
+    match &answer.outcome {
+        Outcome::Fits(best) => {
+            let mut file = PlanFile::of(&best.plan, asked.text.clone(), None);
+            decay(args, &mut file.choice);
+            Ok(Chosen::Plan(Box::new(file.plan()?), file.text()?))
+        }
+        Outcome::Misfit(_) => Ok(Chosen::Misfit(Box::new(Answer {
+            text: text::plan(&answer, &request, &asked),
+            json: json::plan(&answer, &asked),
+            status: MISFIT,
+        }))),
+    }
+}
+
+/// The plan a save was made with.
+fn saved_plan(dir: &Path) -> Result<PlanFile> {
+    let saved = Saved::open(dir)?;
+    let next = "give the plan or the job it was made with";
+    let text = saved
+        .progress()
+        .settings
+        .get("plan")
+        .and_then(|v| v.as_str());
+    let text = text.ok_or_else(|| Error::file(dir, "the save names no plan", next))?;
+    PlanFile::parse(&dir.display().to_string(), text)
+}
+
+/// Puts the weight decay of the arguments into the update rule.
+fn decay(args: &Args, choices: &mut [Choice]) {
+    let Some(decay) = args.weight_decay else {
+        return;
+    };
+    for choice in choices
+        .iter_mut()
+        .filter(|c| OPTIMIZERS.contains(&c.technique.as_str()))
+    {
+        choice.args.0.insert("decay".to_string(), decay.to_string());
+    }
+}
+
+fn corpus(args: &Args, plan: &Plan) -> Result<Corpus> {
+    let source = args
+        .data
+        .as_deref()
+        .map_or(Source::BuiltIn, Source::from_path);
+    let coding = args
+        .tokenizer
+        .clone()
+        .map_or(Coding::Bytes, Coding::Tokenizer);
+    let held_out = args
+        .eval
+        .as_deref()
+        .map(str::parse)
+        .transpose()?
+        .unwrap_or(HeldOut::None);
+    Corpus::open(
+        &source,
+        &coding,
+        &held_out,
+        plan.job.model.vocab,
+        plan.job.model.head,
+    )
+}
+
+fn options(args: &Args, plan: &Plan, text: &str) -> Result<Options> {
+    if !(args.lr.is_finite() && args.lr > 0.0) {
+        return Err(Error::value(
+            "--lr",
+            args.lr,
+            "not a learning rate",
+            "give a number above 0, such as 3e-4",
+        ));
+    }
+    let folder = args.offload_dir.clone().unwrap_or_else(std::env::temp_dir);
+    let machine = match args.job.link {
+        Some(_) => throttled(plan)?,
+        None => Settings::default(),
+    };
+    Ok(Options {
+        steps: args.steps,
+        rate: args.lr,
+        schedule: args.schedule.into(),
+        warmup: args.warmup,
+        seed: args.seed,
+        machine,
+        folder,
+        weights: args.weights.clone(),
+        resume: args.resume.clone(),
+        config: config(args, plan)?,
+        evaluation_rows: EVALUATION_ROWS,
+        settings: serde_json::json!({ "plan": text }),
+    })
+}
+
+/// The link this machine's copies are held to; a faster one than it can copy is refused.
+fn throttled(plan: &Plan) -> Result<Settings> {
+    let wanted = plan.job.target.link();
+    let reached = copy_rate(plan.job.target.host.link.unwrap_or(wanted));
+    if wanted > reached {
+        let why = format!("this machine copies {}", show_rate(reached));
+        return Err(Error::value(
+            "--link",
+            show_rate(wanted),
+            why,
+            "give a rate below that",
+        ));
+    }
+    Ok(Settings {
+        link: Some(wanted),
+        ..Settings::default()
+    })
+}
+
+/// Bytes per second of a copy within this machine's memory: the best of a few, stopped early once it passes `enough`.
+fn copy_rate(enough: f64) -> f64 {
+    let from = vec![1u8; 32 << 20];
+    let mut to = vec![0u8; 32 << 20];
+    let mut best: f64 = 0.0;
+    for _ in 0..8 {
+        let begin = Instant::now();
+        to.copy_from_slice(&from);
+        best = best.max(std::hint::black_box(&to).len() as f64 / begin.elapsed().as_secs_f64());
+        if best > enough {
+            break;
+        }
+    }
+    best
+}
+
+/// The model's config, which a save carries: as published, or as read.
+fn config(args: &Args, plan: &Plan) -> Result<String> {
+    if let Some(dir) = &args.resume {
+        return Ok(Saved::open(dir)?.config().to_string());
+    }
+    let name = args
+        .job
+        .model
+        .clone()
+        .unwrap_or_else(|| plan.job.model.name.clone());
+    if let Ok(text) =
+        catalog::config_text(&name).or_else(|_| catalog::config_text(&plan.job.model.name))
+    {
+        return Ok(text.to_string());
+    }
+    let path = Path::new(&name);
+    let path = if path.is_dir() {
+        path.join("config.json")
+    } else {
+        path.to_path_buf()
+    };
+    match std::fs::read_to_string(&path) {
+        Ok(text) => Ok(text),
+        Err(_) if args.save.is_none() => Ok(String::new()),
+        Err(error) => Err(Error::io(path, "read the config of the model from", error)),
+    }
+}
+
+/// The steps, with evaluations and saves where asked.
+fn train(args: &Args, session: &mut Session, quiet: bool) -> Result<()> {
+    let stop = stop_flag();
+    let bar = bar(args.steps.saturating_sub(session.done()), quiet);
+    let evaluates = args.eval.is_some();
+    while session.done() < args.steps {
+        let stepped = session.step()?;
+        bar.inc(1);
+        let skipped = if stepped.skipped {
+            ", overflowed: skipped"
+        } else {
+            ""
+        };
+        say(
+            &bar,
+            quiet,
+            &format!(
+                "step {} loss {:.4} in {}{skipped}",
+                stepped.step, stepped.loss, stepped.seconds
+            ),
+        );
+        let last = stepped.step == args.steps;
+        let due = |every: Option<u64>| {
+            last || every.is_some_and(|n| n > 0 && stepped.step.is_multiple_of(n))
+        };
+        let stopped = stop.load(Ordering::Relaxed);
+        if evaluates && due(args.eval_every) && !stopped {
+            let loss = session.evaluate()?.unwrap_or(f32::NAN);
+            say(
+                &bar,
+                quiet,
+                &format!("step {} held-out loss {loss:.4}", stepped.step),
+            );
+        }
+        if let Some(dir) = args
+            .save
+            .as_deref()
+            .filter(|_| stopped || due(args.save_every))
+        {
+            session.save(dir)?;
+            say(
+                &bar,
+                quiet,
+                &format!("step {} saved to {}", stepped.step, dir.display()),
+            );
+        }
+        if stopped && !last {
+            return Err(Error::Interrupted {
+                saved: args.save.clone(),
+            });
+        }
+    }
+    bar.finish_and_clear();
+    Ok(())
+}
+
+fn say(bar: &ProgressBar, quiet: bool, line: &str) {
+    if !quiet {
+        bar.suspend(|| complain(&format!("{line}\n")));
+    }
+}
+
+fn bar(steps: u64, quiet: bool) -> ProgressBar {
+    if quiet {
+        ProgressBar::hidden()
+    } else {
+        ProgressBar::new(steps)
+    }
+}
+
+/// Becomes true at the first interrupt or termination; a second one ends the process at once.
+fn stop_flag() -> Arc<AtomicBool> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        // Without a handler the signal ends the process; the last save stands either way.
+        let _ = signal_hook::flag::register_conditional_shutdown(signal, 2, stop.clone());
+        let _ = signal_hook::flag::register(signal, stop.clone());
+    }
+    stop
+}
+
+impl From<Schedule> for session::Schedule {
+    fn from(schedule: Schedule) -> session::Schedule {
+        match schedule {
+            Schedule::Constant => session::Schedule::Constant,
+            Schedule::Cosine => session::Schedule::Cosine,
+            Schedule::Linear => session::Schedule::Linear,
+        }
+    }
+}

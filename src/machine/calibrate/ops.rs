@@ -1,0 +1,227 @@
+//! What ops take: real training steps, every launch timed.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use crate::error::Result;
+use crate::graph::op::Work;
+use crate::graph::tensor::DType;
+use crate::graph::{Stream, When};
+use crate::machine::cpu::Settings;
+use crate::machine::measure;
+use crate::machine::micro::{self, Size};
+use crate::machine::probe::{median, quartile};
+use crate::machine::sim::{curve_key, node_work};
+use crate::machine::timeline::{Mark, Timeline};
+use crate::plan::{Choice, Plan};
+use crate::program::Instr;
+use crate::spec::catalog;
+use crate::spec::device::Device;
+use crate::spec::job::{Backend, Host, Job, Optimizer, Precision, Target};
+use crate::spec::model::ModelSpec;
+
+/// One launch: what it had to do, and the seconds it took.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Launch {
+    pub(super) work: Work,
+    pub(super) dtype: DType,
+    pub(super) seconds: f64,
+}
+
+/// Times of ops, by curve key.
+#[derive(Debug, Default)]
+pub(super) struct Samples {
+    pub(super) launches: BTreeMap<String, Vec<Launch>>,
+    /// Seconds between one launch's end and the next one's start.
+    pub(super) gaps: Vec<f64>,
+    /// Seconds of a program before its first launch and after its last.
+    pub(super) starts: Vec<f64>,
+}
+
+/// One training run whose launches are timed.
+struct Sample {
+    model: ModelSpec,
+    batch: u64,
+    seq: u64,
+    choices: &'static [&'static str],
+    steps: u64,
+}
+
+/// Choices under which every op of the techniques is met.
+const VARIANTS: [&[&str]; 3] = [
+    &["clip", "accumulate:micro=1"],
+    &["flash_attention", "chunked_loss:rows=64"],
+    &["sgd", "clip", "offload:what=optimizer,update=host"],
+];
+
+/// Micro models whose ops together are those of all families, in two sizes.
+const MICRO: [&str; 5] = ["llama", "gpt2", "bert", "mixtral", "gemma2"];
+const SIZES: [(Size, u64, u64); 2] = [
+    (
+        Size {
+            hidden: 64,
+            layers: 2,
+            vocab: 256,
+        },
+        2,
+        32,
+    ),
+    (
+        Size {
+            hidden: 128,
+            layers: 2,
+            vocab: 512,
+        },
+        4,
+        96,
+    ),
+];
+
+/// The runs of a calibration; a `quick` one leaves out the larger models.
+fn runs(quick: bool) -> Result<Vec<Sample>> {
+    let mut runs = Vec::new();
+    let mut add = |model: ModelSpec, batch, seq, steps| {
+        for choices in VARIANTS {
+            let model = model.clone();
+            runs.push(Sample {
+                model,
+                batch,
+                seq,
+                choices,
+                steps,
+            });
+        }
+    };
+    for (size, batch, seq) in &SIZES[..if quick { 1 } else { 2 }] {
+        for family in MICRO {
+            add(micro::model(family, *size)?, *batch, *seq, 6);
+        }
+    }
+    add(catalog::open("tiny")?, 2, 64, 6);
+    if !quick {
+        add(catalog::open("tiny")?, 8, 128, 5);
+        add(catalog::open("small")?, 2, 128, 4);
+    }
+    Ok(runs)
+}
+
+/// Runs everything on all cores and on one fewer, in every format, and collects what each launch took.
+pub(super) fn sample(
+    device: &Device,
+    folder: &Path,
+    quick: bool,
+    progress: &mut dyn FnMut(&str, f64),
+) -> Result<Samples> {
+    let runs = runs(quick)?;
+    let cores = device.threads.unwrap_or(1);
+    let mut samples = Samples::default();
+    let total = runs.len() * Precision::ALL.len();
+    for (done, (run, precision)) in runs
+        .iter()
+        .flat_map(|run| Precision::ALL.map(|precision| (run, precision)))
+        .enumerate()
+    {
+        progress(
+            &format!("training {}", run.model.name),
+            done as f64 / total as f64,
+        );
+        let mut counts = vec![cores, cores.saturating_sub(1).max(1)];
+        counts.dedup();
+        for threads in counts {
+            take(run, precision, threads, device, folder, &mut samples)?;
+        }
+    }
+    Ok(samples)
+}
+
+/// The plan of one run on a number of threads.
+fn plan(run: &Sample, precision: Precision, threads: u32, device: &Device) -> Result<Plan> {
+    let mut target = Target::new(device.clone(), Host::default());
+    target.backend = Backend::Cpu { threads };
+    let job = Job {
+        model: run.model.clone(),
+        seq: run.seq,
+        batch: run.batch,
+        precision,
+        optimizer: Optimizer("adamw".into()),
+        target,
+    };
+    // A head with a bias cannot be chunked: that model's other ops are met without.
+    let chunked = |c: &&&str| !(c.starts_with("chunked") && run.model.name == "bert");
+    let choices = run.choices.iter().filter(chunked).map(|c| Choice::parse(c));
+    Plan::new(job, choices.collect::<Result<_>>()?)
+}
+
+fn take(
+    run: &Sample,
+    precision: Precision,
+    threads: u32,
+    device: &Device,
+    folder: &Path,
+    samples: &mut Samples,
+) -> Result<()> {
+    // Beside the host's updates compute has one thread fewer, always.
+    let concurrent = run.choices.iter().any(|c| c.contains("host"));
+    let cores = device.threads.unwrap_or(1);
+    if concurrent && threads == cores && cores > 1 {
+        return Ok(());
+    }
+    let mut session = measure::open(
+        plan(run, precision, threads, device)?,
+        folder,
+        Settings::default(),
+    )?;
+    let mut times: BTreeMap<(When, usize), (Stream, Vec<f64>)> = BTreeMap::new();
+    session.step()?;
+    for _ in 1..run.steps {
+        session.step()?;
+        for (when, timeline) in session.timelines() {
+            around(timeline, samples);
+            for mark in &timeline.marks {
+                let entry = times
+                    .entry((*when, mark.at))
+                    .or_insert((mark.stream, Vec::new()));
+                entry.1.push(mark.end - mark.start);
+            }
+        }
+    }
+    let programs = session.programs();
+    for ((when, at), (stream, seconds)) in times {
+        let program = programs.iter().find(|p| p.when == when);
+        let Some(program) = program else { continue };
+        let Instr::Launch { node, .. } = program.code[at] else {
+            continue;
+        };
+        let (key, work, dtype) = node_work(&program.step, node);
+        let threads = if stream == Stream::Compute {
+            threads
+        } else {
+            1
+        };
+        let seconds = quartile(seconds);
+        let launch = Launch {
+            work,
+            dtype,
+            seconds,
+        };
+        samples
+            .launches
+            .entry(curve_key(&key, threads))
+            .or_default()
+            .push(launch);
+    }
+    Ok(())
+}
+
+/// What a walk spends between launches and around them.
+fn around(timeline: &Timeline, samples: &mut Samples) {
+    let compute = |m: &&Mark| m.stream == Stream::Compute;
+    let marks: Vec<&Mark> = timeline.marks.iter().filter(compute).collect();
+    let gaps: Vec<f64> = marks.windows(2).map(|w| w[1].start - w[0].end).collect();
+    if let (Some(first), Some(last)) = (marks.first(), marks.last()) {
+        samples.gaps.push(median(gaps));
+        samples
+            .starts
+            .push(first.start + timeline.total.0 - last.end);
+    }
+}

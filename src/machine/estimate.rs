@@ -1,0 +1,215 @@
+//! What a plan costs: its programs lowered, checked, and simulated.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::sim::Sim;
+use super::timeline::Timeline;
+use crate::error::Result;
+use crate::graph::op::transfer::MOVE;
+use crate::graph::tensor::Role;
+use crate::graph::{Node, Phase, Step, Stream, When};
+use crate::plan::Plan;
+use crate::plan::file::Claim;
+use crate::program::check::check;
+use crate::program::{Instr, Program, programs};
+use crate::spec::job::{Backend, PerPlace, Place};
+use crate::spec::units::{Bytes, Seconds};
+
+/// What a plan takes and how long a step of it lasts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Estimate {
+    /// Bytes of each place: the largest height of its programs. Pinned memory is counted apart from pageable.
+    pub peak: PerPlace<Bytes>,
+    /// Who holds the device's memory at the peak.
+    pub peak_by_role: BTreeMap<Role, Bytes>,
+    /// The same for every place.
+    pub roles: PerPlace<BTreeMap<Role, Bytes>>,
+    /// Height of each program on the device.
+    pub programs: Vec<(When, Bytes)>,
+    /// One optimizer step.
+    pub step: Seconds,
+    /// Tokens of the batch over the step's time.
+    pub tokens_per_second: f64,
+    /// Seconds of work in each stream per step.
+    pub busy: BTreeMap<Stream, f64>,
+    /// Seconds of device work in each phase per step.
+    pub phases: BTreeMap<Phase, f64>,
+    /// Seconds per step in which the device waits for copies or for the host.
+    pub exposed: Seconds,
+}
+
+impl Estimate {
+    /// What a saved plan states of it.
+    pub fn claim(&self) -> Claim {
+        Claim {
+            peak: self.peak,
+            step_seconds: self.step,
+        }
+    }
+}
+
+/// All programs of `plan`: training, evaluation, loading and saving.
+///
+/// # Errors
+/// Where a choice cannot be applied.
+pub fn all(plan: &Plan) -> Result<Vec<Program>> {
+    let mut set = plan.steps()?;
+    set.steps.extend(Plan::transfers(&set.shared())?);
+    programs(set, plan.job.target.backend)
+}
+
+/// The estimate of `plan` from the programs of its training, without proof: for comparing candidates.
+///
+/// # Errors
+/// Where a choice cannot be applied.
+pub fn quick(plan: &Plan) -> Result<Estimate> {
+    let mut set = plan.steps()?;
+    set.steps.retain(|(when, _)| per_step(*when) > 0);
+    summarize(plan, &programs(set, plan.job.target.backend)?)
+}
+
+/// The estimate of `plan` from all its programs, each proved by the checker.
+///
+/// # Errors
+/// Where a choice cannot be applied, or a program breaks a rule.
+pub fn proved(plan: &Plan) -> Result<Estimate> {
+    let programs = all(plan)?;
+    for program in &programs {
+        check(program)?;
+    }
+    summarize(plan, &programs)
+}
+
+/// The estimate of `plan` from its `programs`.
+///
+/// # Errors
+/// None of its own.
+pub fn summarize(plan: &Plan, programs: &[Program]) -> Result<Estimate> {
+    let mut busy = BTreeMap::new();
+    let mut phases = BTreeMap::new();
+    let (mut step, mut exposed) = (0.0, 0.0);
+    for program in programs {
+        let times = f64::from(per_step(program.when));
+        if times == 0.0 {
+            continue;
+        }
+        let timeline = simulate(program, plan)?;
+        step += times * timeline.total.0;
+        exposed += times * timeline.exposed().0;
+        timeline
+            .busy()
+            .into_iter()
+            .for_each(|(s, t)| *busy.entry(s).or_insert(0.0) += times * t);
+        timeline
+            .phases(program)
+            .into_iter()
+            .for_each(|(p, t)| *phases.entry(p).or_insert(0.0) += times * t);
+    }
+    let peak = crate::program::height(programs);
+    let roles = PerPlace::new(|place| roles_at_peak(programs, place));
+    Ok(Estimate {
+        peak,
+        peak_by_role: roles[Place::Gpu].clone(),
+        roles,
+        programs: programs.iter().map(|p| (p.when, p.height.gpu)).collect(),
+        step: Seconds(step),
+        tokens_per_second: (plan.job.batch * plan.job.seq) as f64 / step,
+        busy,
+        phases,
+        exposed: Seconds(exposed),
+    })
+}
+
+/// One simulated walk over `program`.
+///
+/// # Errors
+/// None of its own.
+pub fn simulate(program: &Program, plan: &Plan) -> Result<Timeline> {
+    super::run(program, &mut Sim::new(program, &plan.job.target))
+}
+
+/// How often a program runs in each optimizer step.
+pub fn per_step(when: When) -> u32 {
+    match when {
+        When::Steady | When::First => 1,
+        When::Micro { times } => times,
+        When::Start | When::Evaluate | When::Save => 0,
+    }
+}
+
+/// Who holds `place` where its load is largest, in the program whose height is; what placement could not use is padding.
+fn roles_at_peak(programs: &[Program], place: Place) -> BTreeMap<Role, Bytes> {
+    let highest = programs.iter().rev().max_by_key(|p| p.height[place]);
+    let Some(program) = highest.filter(|p| p.height[place] > Bytes::ZERO) else {
+        return BTreeMap::new();
+    };
+    let at = peak_position(program, place);
+    let mut roles: BTreeMap<Role, Bytes> = BTreeMap::new();
+    for buffer in alive(program, at).filter(|b| b.place == place) {
+        *roles.entry(buffer.role).or_default() += buffer.exact;
+    }
+    let held: Bytes = roles.values().copied().sum();
+    *roles.entry(Role::Padding).or_default() += program.height[place] - held;
+    roles.retain(|_, bytes| *bytes > Bytes::ZERO);
+    roles
+}
+
+/// The position of the text after which the load of `place` is largest, the first of them.
+pub fn peak_position(program: &Program, place: Place) -> usize {
+    let (mut now, mut best) = (0i64, (i64::MIN, 0));
+    for (at, instr) in program.code.iter().enumerate() {
+        match instr {
+            Instr::Alloc(id) if program.buffer(*id).place == place => {
+                now += program.buffer(*id).bytes.0 as i64
+            }
+            Instr::Free(id) if program.buffer(*id).place == place => {
+                now -= program.buffer(*id).bytes.0 as i64
+            }
+            _ => continue,
+        }
+        if now > best.0 {
+            best = (now, at);
+        }
+    }
+    best.1
+}
+
+/// The buffers alive after position `at`.
+pub fn alive(program: &Program, at: usize) -> impl Iterator<Item = &crate::program::Buffer> {
+    let mut alive: Vec<bool> = program.buffers.iter().map(|b| b.shared).collect();
+    for instr in &program.code[..=at.min(program.code.len().saturating_sub(1))] {
+        match instr {
+            Instr::Alloc(id) => alive[id.0 as usize] = true,
+            Instr::Free(id) => alive[id.0 as usize] = false,
+            _ => {}
+        }
+    }
+    program
+        .buffers
+        .iter()
+        .zip(alive)
+        .filter(|(_, alive)| *alive)
+        .map(|(buffer, _)| buffer)
+}
+
+/// The same plan lowered for this machine's cores instead of its device.
+pub fn on_cpu(plan: &Plan, threads: u32) -> Plan {
+    let mut plan = plan.clone();
+    plan.job.target.backend = Backend::Cpu { threads };
+    plan
+}
+
+/// Threads that `plan`'s compute gets on a CPU of `cores`: all of them, or one fewer where copies or the host's updates
+/// run beside it.
+pub fn threads_for(plan: &Plan, cores: u32) -> u32 {
+    let beside = |node: &Node| node.op.name() == MOVE || node.stream != Stream::Compute;
+    let concurrent =
+        |(when, step): &(When, Step)| per_step(*when) > 0 && step.nodes.iter().any(beside);
+    let set = plan.steps();
+    match set.is_ok_and(|set| set.steps.iter().any(concurrent)) {
+        true => cores.saturating_sub(1).max(1),
+        false => cores.max(1),
+    }
+}

@@ -1,0 +1,239 @@
+//! Sessions that are measured: steps timed with the probe between them, and compared with the simulator.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::cpu::Settings;
+use super::estimate::{per_step, simulate};
+use super::probe::{Probe, STEADY, median};
+use super::timeline::Timeline;
+use super::train::session::{Options, Schedule, Session};
+use super::train::text::{Coding, Corpus, HeldOut, Source};
+use crate::error::Result;
+use crate::graph::{Phase, When};
+use crate::plan::Plan;
+use crate::program::{Instr, Program};
+use crate::spec::job::Backend;
+use crate::spec::units::Seconds;
+
+/// Tries of a measurement whose probe moved.
+const TRIES: u32 = 3;
+
+impl Options {
+    /// A run at a fixed rate over any number of steps, without files.
+    pub fn fixed(folder: &Path, machine: Settings) -> Options {
+        Options {
+            steps: u64::MAX,
+            rate: 1e-3,
+            schedule: Schedule::Constant,
+            warmup: 0,
+            seed: 7,
+            machine,
+            folder: folder.to_path_buf(),
+            weights: None,
+            resume: None,
+            config: String::new(),
+            evaluation_rows: 0,
+            settings: serde_json::Value::Null,
+        }
+    }
+}
+
+/// A session of `plan` over the text that ships, bytes as tokens.
+///
+/// # Errors
+/// As [`Session::open`].
+pub fn open(plan: Plan, folder: &Path, machine: Settings) -> Result<Session> {
+    let (vocab, head) = (plan.job.model.vocab, plan.job.model.head);
+    let (source, coding) = (Source::BuiltIn, Coding::Bytes);
+    let corpus = Corpus::open(&source, &coding, &HeldOut::None, vocab, head)?;
+    Session::open(plan, corpus, Options::fixed(folder, machine))
+}
+
+/// A time as simulated and as measured.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct Times {
+    /// Simulated.
+    pub predicted: Seconds,
+    /// Measured.
+    pub raw: Seconds,
+    /// Measured, divided by the probe's ratio.
+    pub corrected: Seconds,
+}
+
+impl Times {
+    /// Relative error of the simulation, against the corrected time and against the raw one.
+    pub fn errors(&self) -> (f64, f64) {
+        let error = |measured: Seconds| (self.predicted.0 / measured.0.max(1e-12) - 1.0).abs();
+        (error(self.corrected), error(self.raw))
+    }
+
+    fn add(&mut self, other: Times) {
+        self.predicted.0 += other.predicted.0;
+        self.raw.0 += other.raw.0;
+        self.corrected.0 += other.corrected.0;
+    }
+}
+
+/// What a measurement of steps found.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Measurement {
+    /// One step: the median of those measured.
+    pub step: Times,
+    /// Launches of each op in that step, copies under `copy`.
+    pub ops: BTreeMap<String, Times>,
+    /// Compute of each phase in that step.
+    pub phases: BTreeMap<Phase, Times>,
+    /// Time of the probe over its time at calibration, the middle one.
+    pub ratio: f64,
+    /// How far the ratio moved, as a share of it.
+    pub moved: f64,
+    /// Measurements it took until the ratio stayed within bounds; they are bounded too.
+    pub tries: u32,
+    /// Whether the last one stayed within bounds.
+    pub steady: bool,
+    /// Loss of every step.
+    pub losses: Vec<f32>,
+}
+
+/// One timed step.
+struct Timed {
+    seconds: f64,
+    ratio: f64,
+    timelines: Vec<(When, Timeline)>,
+}
+
+/// Measures `steps` steps of `session` after one that is not counted; where the device carries no probe, the ratio is 1.
+///
+/// # Errors
+/// Where a step fails.
+pub fn measure(session: &mut Session, steps: u64) -> Result<Measurement> {
+    let mut probe = Probe::new(threads(session.plan()))?;
+    session.step()?;
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let timed = timed(session, &mut probe, steps)?;
+        let ratios: Vec<f64> = timed.iter().map(|t| t.ratio).collect();
+        let ratio = median(ratios.clone());
+        let far = ratios.iter().map(|r| (r / ratio - 1.0).abs());
+        let moved = far.fold(0.0, f64::max);
+        let steady = moved <= STEADY;
+        if steady || tries == TRIES {
+            return compared(session, timed, (ratio, moved, tries, steady));
+        }
+    }
+}
+
+fn threads(plan: &Plan) -> u32 {
+    match plan.job.target.backend {
+        Backend::Cpu { threads } => threads,
+        Backend::Cuda { .. } => 1,
+    }
+}
+
+fn timed(session: &mut Session, probe: &mut Probe, steps: u64) -> Result<Vec<Timed>> {
+    let device = session.plan().job.target.device.clone();
+    let fewer = device
+        .threads
+        .is_some_and(|all| threads(session.plan()) < all);
+    let mut now = || match &device.probe {
+        Some(reference) => probe.settled(3).ratio(reference, fewer),
+        None => 1.0,
+    };
+    let mut before = now();
+    let mut all = Vec::new();
+    for _ in 0..steps.max(1) {
+        let seconds = session.step()?.seconds.0;
+        let after = now();
+        all.push(Timed {
+            seconds,
+            ratio: (before + after) / 2.0,
+            timelines: session.timelines().to_vec(),
+        });
+        before = after;
+    }
+    Ok(all)
+}
+
+/// The medians beside what the simulator says; ops and phases are those of the step whose corrected time is the middle one.
+fn compared(
+    session: &Session,
+    mut timed: Vec<Timed>,
+    (ratio, moved, tries, steady): (f64, f64, u32, bool),
+) -> Result<Measurement> {
+    let raw = median(timed.iter().map(|t| t.seconds).collect());
+    timed.sort_by(|a, b| (a.seconds / a.ratio).total_cmp(&(b.seconds / b.ratio)));
+    let middle = &timed[timed.len() / 2];
+    let mut ops = BTreeMap::new();
+    let mut phases = BTreeMap::new();
+    let mut predicted = 0.0;
+    for program in session.programs() {
+        let times = per_step(program.when);
+        if times == 0 {
+            continue;
+        }
+        let simulated = simulate(program, session.plan())?;
+        predicted += f64::from(times) * simulated.total.0;
+        let own = |w: &When| *w == program.when;
+        for (_, measured) in middle.timelines.iter().filter(|(w, _)| own(w)) {
+            per_op(program, &simulated, (1.0, 0.0, 0.0), &mut ops, &mut phases);
+            per_op(
+                program,
+                measured,
+                (0.0, 1.0, 1.0 / middle.ratio),
+                &mut ops,
+                &mut phases,
+            );
+        }
+    }
+    let step = Times {
+        predicted: Seconds(predicted),
+        raw: Seconds(raw),
+        corrected: Seconds(middle.seconds / middle.ratio),
+    };
+    let losses = session.progress().losses.clone();
+    Ok(Measurement {
+        step,
+        ops,
+        phases,
+        ratio,
+        moved,
+        tries,
+        steady,
+        losses,
+    })
+}
+
+/// Adds a timeline's marks to ops and phases, as parts of (predicted, raw, corrected).
+fn per_op(
+    program: &Program,
+    timeline: &Timeline,
+    part: (f64, f64, f64),
+    ops: &mut BTreeMap<String, Times>,
+    phases: &mut BTreeMap<Phase, Times>,
+) {
+    for mark in &timeline.marks {
+        let seconds = mark.end - mark.start;
+        let times = Times {
+            predicted: Seconds(part.0 * seconds),
+            raw: Seconds(part.1 * seconds),
+            corrected: Seconds(part.2 * seconds),
+        };
+        let instr = &program.code[mark.at];
+        ops.entry(op_name(program, instr)).or_default().add(times);
+        let compute = mark.stream == crate::graph::Stream::Compute;
+        if let Some(phase) = program.phase(instr).filter(|_| compute) {
+            phases.entry(phase).or_default().add(times);
+        }
+    }
+}
+
+fn op_name(program: &Program, instr: &Instr) -> String {
+    match instr {
+        Instr::Launch { node, .. } => program.step.nodes[*node as usize].op.name().to_string(),
+        _ => "copy".to_string(),
+    }
+}

@@ -1,0 +1,103 @@
+//! First values of parameters and optimizer states, each a pure function of the seed and the element's index.
+
+use rayon::prelude::*;
+
+use super::names;
+use crate::error::{Error, Result};
+use crate::graph::op::Element;
+use crate::graph::random::Key;
+use crate::graph::tensor::DType;
+use crate::spec::model::ModelSpec;
+use crate::with_float;
+
+/// Endings of optimizer states that start at zero.
+const ZERO: [&str; 3] = [".m", ".v", ".momentum"];
+/// Standard deviation of weights (Radford et al. 2019).
+const SPREAD: f32 = 0.02;
+/// Elements that one thread draws at a time.
+const BLOCK: usize = 1 << 14;
+
+/// The values of one storage before the first step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Law {
+    /// All the same.
+    Constant(f32),
+    /// Normal around zero with this standard deviation.
+    Normal(f32),
+}
+
+/// Fills `into` with bytes `offset..` of the first value of `storage`, which has elements of `dtype`.
+///
+/// Norms are ones (zeros where the weight acts as `1 + weight`), biases and moments zeros, other weights normal with
+/// standard deviation 0.02, divided by sqrt(2 L) where they end a residual branch (Radford et al. 2019). A `.master`
+/// copy has the same values in 32 bits, so the parameter is its rounding.
+///
+/// # Errors
+/// Where the model has no such storage, or the bytes are not whole elements of it.
+pub fn initial(
+    model: &ModelSpec,
+    storage: &str,
+    seed: u64,
+    offset: u64,
+    dtype: DType,
+    into: &mut [u8],
+) -> Result<()> {
+    let state = ZERO.iter().find_map(|ending| storage.strip_suffix(ending));
+    let parameter = storage.strip_suffix(".master").or(state).unwrap_or(storage);
+    let shape = names::shape(model, parameter)?;
+    let elements = shape.iter().product();
+    let range = super::tensors::elements(storage, offset, into.len(), dtype, elements)?;
+    let law = match state {
+        Some(_) => Law::Constant(0.0),
+        None => law(model, parameter),
+    };
+    let key = Key::new(seed, 0, parameter);
+    with_float!("initial", dtype, T => { fill::<T>(law, key, range.start, into); Ok(()) })
+        .map_err(|_: Error| not_float(storage, dtype))
+}
+
+/// How a parameter starts.
+fn law(model: &ModelSpec, parameter: &str) -> Law {
+    if parameter.ends_with("norm.weight") {
+        return Law::Constant(if model.norm.unit_offset { 0.0 } else { 1.0 });
+    }
+    if parameter.ends_with(".bias") {
+        return Law::Constant(0.0);
+    }
+    let ends = [
+        "attention/o.weight",
+        "mlp/down.weight",
+        "experts.down.weight",
+    ];
+    match ends.iter().any(|end| parameter.ends_with(end)) {
+        true => Law::Normal(SPREAD / (2.0 * model.layers as f32).sqrt()),
+        false => Law::Normal(SPREAD),
+    }
+}
+
+/// Writes elements `first..` of the law.
+fn fill<T: Element>(law: Law, key: Key, first: u64, into: &mut [u8]) {
+    let size = size_of::<T>();
+    let block = |(index, block): (usize, &mut [u8])| {
+        let start = first + (index * BLOCK) as u64;
+        for (i, element) in block.chunks_exact_mut(size).enumerate() {
+            let value = match law {
+                Law::Constant(value) => value,
+                Law::Normal(spread) => spread * key.normal(start + i as u64),
+            };
+            element.copy_from_slice(bytemuck::bytes_of(&T::narrow(value)));
+        }
+    };
+    into.par_chunks_mut(BLOCK * size)
+        .enumerate()
+        .for_each(block);
+}
+
+fn not_float(storage: &str, dtype: DType) -> Error {
+    Error::value(
+        storage,
+        format!("{dtype:?}"),
+        "weights and their states are floating-point numbers",
+        "use f32, bf16 or f16",
+    )
+}

@@ -1,0 +1,76 @@
+//! The answer to `plan`, for programs. Integers are bytes, durations seconds.
+
+use serde_json::{Map, Value, json};
+
+use super::job::{self, Asked};
+use super::{alternatives, choice, memory};
+use crate::machine::estimate::Estimate;
+use crate::plan::Plan;
+use crate::search::{Answer, Candidate, Misfit, Outcome};
+use crate::spec::job::{Budget, Place};
+
+/// The whole answer.
+pub fn plan(answer: &Answer, asked: &Asked) -> Value {
+    let (outcome, candidate, misfit) = match &answer.outcome {
+        Outcome::Fits(best) => ("fits", best, None),
+        Outcome::Misfit(misfit) => ("misfit", &misfit.closest, Some(misfit.as_ref())),
+    };
+    let mut all = body(&candidate.plan, &candidate.estimate, &answer.budget, asked);
+    all.insert("outcome".into(), json!(outcome));
+    all.insert("name".into(), json!(candidate.name));
+    all.insert("alternatives".into(), alternatives::json(answer));
+    all.insert("search".into(), search(answer));
+    if let Some(misfit) = misfit {
+        all.insert("misfit".into(), blame(misfit, &answer.budget));
+    }
+    Value::Object(all)
+}
+
+/// A plan with what it takes, as fields of an object.
+pub fn body(
+    plan: &Plan,
+    estimate: &Estimate,
+    budget: &Budget,
+    asked: &Asked,
+) -> Map<String, Value> {
+    let mut decided = job::json(plan, asked);
+    decided["choices"] = choice::json(plan);
+    decided["exactness"] = json!(choice::class_name(choice::plan_class(plan)));
+    let fields = [
+        ("plan", decided),
+        ("budget", memory::budget_json(budget)),
+        ("estimate", memory::json(estimate)),
+        ("assumptions", job::assumptions_json(plan, asked)),
+    ];
+    fields
+        .map(|(key, value)| (key.to_string(), value))
+        .into_iter()
+        .collect()
+}
+
+fn search(answer: &Answer) -> Value {
+    json!({"seconds": answer.seconds, "considered": answer.considered.len()})
+}
+
+fn blame(misfit: &Misfit, budget: &Budget) -> Value {
+    let Candidate { estimate, name, .. } = &misfit.closest;
+    let row = |over: &memory::Passed| {
+        json!({
+            "places": over.places,
+            "need": over.need,
+            "have": over.have,
+            "blame": memory::holders(estimate, over.places),
+        })
+    };
+    let passed = memory::passed(estimate, budget);
+    let places = passed.first().map_or([Place::Gpu].as_slice(), |p| p.places);
+    json!({
+        "place": misfit.place,
+        "need": misfit.need,
+        "have": misfit.have,
+        "blame": memory::holders(estimate, places),
+        "change": misfit.change,
+        "closest": name,
+        "passed": passed.iter().map(row).collect::<Value>(),
+    })
+}

@@ -1,0 +1,17 @@
+//! Answers for people and for programs: text and JSON, built here and printed elsewhere.
+
+pub mod alternatives;
+pub mod choice;
+pub mod explain;
+pub mod facts;
+pub mod job;
+pub mod json;
+pub mod lists;
+pub mod memory;
+pub mod plot;
+pub mod run;
+pub mod table;
+pub mod text;
+
+/// Columns of the widest line.
+pub const WIDTH: usize = 100;

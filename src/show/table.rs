@@ -1,0 +1,192 @@
+//! Tables and bars of plain text, no wider than a page.
+
+use super::WIDTH;
+
+/// Spaces between two columns.
+const GAP: usize = 2;
+/// What a column that gives way keeps at least.
+const NARROWEST: usize = 20;
+
+/// How a column is set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Column {
+    /// Text.
+    Left,
+    /// Numbers.
+    Right,
+    /// Text that is wrapped where the table would be too wide; at most one.
+    Wrapped,
+}
+
+/// Rows of cells under heads.
+#[derive(Debug, Clone)]
+pub struct Table {
+    columns: Vec<Column>,
+    rows: Vec<Vec<String>>,
+    heads: bool,
+    indent: usize,
+}
+
+impl Table {
+    /// A table of these columns.
+    pub fn new(columns: &[Column]) -> Table {
+        Table {
+            columns: columns.to_vec(),
+            rows: Vec::new(),
+            heads: false,
+            indent: 0,
+        }
+    }
+
+    /// With a row of heads; given before any other row.
+    pub fn heads(mut self, heads: &[&str]) -> Table {
+        self.heads = true;
+        self.rows
+            .push(heads.iter().map(|h| h.to_string()).collect());
+        self
+    }
+
+    /// Set in by so many columns.
+    pub fn indent(mut self, indent: usize) -> Table {
+        self.indent = indent;
+        self
+    }
+
+    /// Adds a row.
+    pub fn row(&mut self, cells: Vec<String>) {
+        self.rows.push(cells);
+    }
+
+    /// The table as lines.
+    pub fn render(&self) -> String {
+        let widths = self.widths();
+        let mut text = String::new();
+        for (index, row) in self.rows.iter().enumerate() {
+            text.push_str(&self.lines(row, &widths));
+            if index == 0 && self.heads {
+                let total = widths.iter().sum::<usize>() + GAP * (widths.len().max(1) - 1);
+                text.push_str(&format!(
+                    "{:indent$}{}\n",
+                    "",
+                    "─".repeat(total),
+                    indent = self.indent
+                ));
+            }
+        }
+        text
+    }
+
+    /// The widest cell of each column; a wrapped column gets what the others leave.
+    fn widths(&self) -> Vec<usize> {
+        let cell = |row: &Vec<String>, at: usize| row.get(at).map_or(0, |c| length(c));
+        let widest = |at: usize| self.rows.iter().map(|r| cell(r, at)).max().unwrap_or(0);
+        let mut widths: Vec<usize> = (0..self.columns.len()).map(widest).collect();
+        let gaps = GAP * self.columns.len().saturating_sub(1) + self.indent;
+        let over = (widths.iter().sum::<usize>() + gaps).saturating_sub(WIDTH);
+        if let Some(at) = self.columns.iter().position(|c| *c == Column::Wrapped) {
+            let kept = widths[at].saturating_sub(over);
+            widths[at] = kept.max(NARROWEST.min(widths[at]));
+        }
+        widths
+    }
+
+    /// One row, on as many lines as its longest cell needs.
+    fn lines(&self, row: &[String], widths: &[usize]) -> String {
+        let cells: Vec<Vec<String>> = self
+            .columns
+            .iter()
+            .zip(widths)
+            .enumerate()
+            .map(|(at, (column, &width))| {
+                let text = row.get(at).map_or("", String::as_str);
+                match column {
+                    Column::Wrapped => wrap(text, width),
+                    _ => vec![text.to_string()],
+                }
+            })
+            .collect();
+        let height = cells.iter().map(Vec::len).max().unwrap_or(0);
+        let line = |at: usize| {
+            let parts: Vec<String> = (0..cells.len())
+                .map(|c| {
+                    let cell = cells[c].get(at).map_or("", String::as_str);
+                    pad(cell, widths[c], self.columns[c])
+                })
+                .collect();
+            let line = format!("{:indent$}{}", "", parts.join("  "), indent = self.indent);
+            format!("{}\n", line.trim_end())
+        };
+        (0..height).map(line).collect()
+    }
+}
+
+/// Columns a text takes.
+fn length(text: &str) -> usize {
+    text.chars().count()
+}
+
+fn pad(text: &str, width: usize, column: Column) -> String {
+    let space = " ".repeat(width.saturating_sub(length(text)));
+    match column {
+        Column::Right => format!("{space}{text}"),
+        _ => format!("{text}{space}"),
+    }
+}
+
+/// A text in lines of at most `width` columns, broken at spaces; a longer word stays whole.
+pub fn wrap(text: &str, width: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split(' ') {
+        match lines.last_mut() {
+            Some(line) if line.is_empty() => line.push_str(word),
+            Some(line) if length(line) + 1 + length(word) <= width => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_string()),
+        }
+    }
+    lines
+}
+
+/// A text after a label, wrapped to the page and set in under itself.
+pub fn labelled(label: &str, text: &str, indent: usize) -> String {
+    let mut out = String::new();
+    for (at, line) in wrap(text, WIDTH - indent).iter().enumerate() {
+        let head = if at == 0 { label } else { "" };
+        out.push_str(&format!("{head:indent$}{line}\n"));
+    }
+    out
+}
+
+/// A bar of `width` columns, filled by a share; what lies beyond is full.
+pub fn bar(share: f64, width: usize) -> String {
+    let eighths = (share.clamp(0.0, 1.0) * width as f64 * 8.0).round() as usize;
+    let part = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"][eighths % 8];
+    let bar = format!("{}{part}", "█".repeat(eighths / 8));
+    let rest = width - length(&bar);
+    format!("{bar}{}", "░".repeat(rest))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_is_no_wider_than_the_page() {
+        let mut table =
+            Table::new(&[Column::Left, Column::Wrapped, Column::Right]).heads(&["a", "b", "c"]);
+        table.row(vec!["name".into(), "word ".repeat(60), "12".into()]);
+        let text = table.render();
+        assert!(text.lines().count() > 4);
+        assert!(text.lines().all(|l| l.chars().count() <= WIDTH));
+    }
+
+    #[test]
+    fn a_bar_has_its_width_at_any_share() {
+        for share in [f64::NAN, -1.0, 0.0, 0.3, 0.999, 1.0, f64::INFINITY] {
+            assert_eq!(length(&bar(share, 10)), 10, "{share}");
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! The answer to `plan`, for people.
+
+use super::job::{Asked, header};
+use super::table::labelled;
+use super::{alternatives, choice, memory};
+use crate::machine::estimate::Estimate;
+use crate::plan::{Plan, Request};
+use crate::search::{Answer, Misfit, Outcome};
+use crate::spec::job::Budget;
+
+/// Columns of the label of a verdict.
+const LABEL: usize = 8;
+
+/// The whole answer.
+pub fn plan(answer: &Answer, request: &Request, asked: &Asked) -> String {
+    match &answer.outcome {
+        Outcome::Fits(best) => {
+            let verdict = labelled("fits", &best.name, LABEL);
+            let body = body(&best.plan, &best.estimate, &answer.budget);
+            join(&best.plan, asked, &verdict, &body, answer, request)
+        }
+        Outcome::Misfit(misfit) => {
+            let closest = &misfit.closest;
+            let body = body(&closest.plan, &closest.estimate, &answer.budget);
+            join(
+                &closest.plan,
+                asked,
+                &verdict(misfit, &answer.budget),
+                &body,
+                answer,
+                request,
+            )
+        }
+    }
+}
+
+fn join(
+    plan: &Plan,
+    asked: &Asked,
+    verdict: &str,
+    body: &str,
+    answer: &Answer,
+    request: &Request,
+) -> String {
+    let header = header(plan, asked);
+    let table = alternatives::table(answer, request);
+    format!("{header}\n{verdict}\n{body}\nalternatives\n{table}")
+}
+
+/// What does not fit, who is to blame, and what would help.
+fn verdict(misfit: &Misfit, budget: &Budget) -> String {
+    let estimate = &misfit.closest.estimate;
+    let mut text = String::new();
+    for over in memory::passed(estimate, budget) {
+        let label = if text.is_empty() { "MISFIT" } else { "" };
+        text += &labelled(label, &blame(&over, estimate), LABEL);
+    }
+    text += &labelled("change", &misfit.change, LABEL);
+    text + &labelled("closest", &misfit.closest.name, LABEL)
+}
+
+/// One row of the budget that is passed, and who holds most of it.
+fn blame(over: &memory::Passed, estimate: &Estimate) -> String {
+    let mut held: Vec<_> = memory::holders(estimate, over.places).into_iter().collect();
+    held.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
+    let each = held.iter().take(3);
+    let each = each.map(|(role, bytes)| format!("{} {bytes}", memory::role_name(*role)));
+    format!(
+        "{}: needs {}, has {}; at the peak {}",
+        memory::row_name(over.places),
+        over.need,
+        over.have,
+        each.collect::<Vec<_>>().join(", ")
+    )
+}
+
+/// A plan with what it takes: choices, memory, time.
+pub fn body(plan: &Plan, estimate: &Estimate, budget: &Budget) -> String {
+    format!(
+        "choices\n{}  {}\n\npeak memory\n{}\n{}{}",
+        choice::table(plan),
+        choice::class_sentence(plan),
+        memory::section(estimate, budget),
+        memory::time(estimate),
+        memory::programs(estimate),
+    )
+}
