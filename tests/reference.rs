@@ -26,6 +26,7 @@ pub struct Evaluator {
     bytes: Vec<Vec<u64>>,
     pub seed: u64,
     pub scalars: Scalars,
+    pub port: Box<dyn Port>,
 }
 
 impl Evaluator {
@@ -44,6 +45,7 @@ impl Evaluator {
                 micro: 0,
                 rate: 1e-3,
             },
+            port: Box::new(Silent),
         }
     }
 
@@ -137,7 +139,7 @@ impl Evaluator {
                 scratch: &mut bytemuck::cast_slice_mut(&mut scratch[skip..])[..len],
                 key: Key::new(self.seed, self.scalars.step, &node.origin),
                 scalars: self.scalars,
-                port: &Silent,
+                port: &*self.port,
             };
             node.op.cpu(&mut io)?;
             drop(io);

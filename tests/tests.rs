@@ -1,11 +1,16 @@
 //! The test crate: one binary, one module per subject.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod before;
 mod bench;
+mod checker;
+mod checker_order;
 mod cli;
 mod configs;
+mod damage;
 mod derivatives;
 mod devices;
+mod families;
 mod job;
 mod models;
 
@@ -20,6 +25,7 @@ mod ops_optimizer;
 mod ops_rope;
 mod ops_simd;
 mod programs;
+mod published;
 mod reference;
 
 // Training runs: text, weights, saves.
