@@ -8,6 +8,8 @@ mod devices;
 mod job;
 mod models;
 
+mod agreement;
+
 // Programs: checked and run.
 mod ops_activation;
 mod ops_attention;
