@@ -103,7 +103,12 @@ fn signal(child: &Child, signal: &str) {
 
 /// Losses as they were computed: JSON may print more digits than an f32 has.
 fn floats(values: &Value) -> Vec<f32> {
-    values.as_array().unwrap().iter().map(|l| l.as_f64().unwrap() as f32).collect()
+    values
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|l| l.as_f64().unwrap() as f32)
+        .collect()
 }
 
 /// Steps and losses of a save.

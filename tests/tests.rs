@@ -14,6 +14,8 @@ mod families;
 mod job;
 mod models;
 
+mod agreement;
+
 // Programs: checked and run.
 mod ops_activation;
 mod ops_attention;

@@ -281,7 +281,7 @@ impl<'a> Lowering<'a> {
         for at in (0..from.bytes.0).step_by(self.tile as usize) {
             let bytes = Bytes(self.tile.min(from.bytes.0 - at));
             let slot = Span {
-                buffer: self.slot(first, second),
+                buffer: self.slot(first, second, bytes),
                 offset: Bytes::ZERO,
                 bytes,
             };
@@ -307,29 +307,39 @@ impl<'a> Lowering<'a> {
         self.written(to.buffer, point);
     }
 
-    /// The next slot of the ring that `first` fills and `second` drains.
-    fn slot(&mut self, first: Stream, second: Stream) -> BufferId {
-        if !self.rings.contains_key(&first) {
-            let bytes = Bytes(self.tile);
-            let slot = |i: usize| Storage {
-                name: format!("staging/{first:?}.{i}").into(),
+    /// The next slot of the ring that `first` fills and `second` drains, for a piece of `bytes`.
+    ///
+    /// A ring has no slot before it is needed, and no slot is larger than the largest piece it ever holds: the plan's
+    /// bytes are those the machine touches.
+    fn slot(&mut self, first: Stream, second: Stream, bytes: Bytes) -> BufferId {
+        let taken = self.rings.get(&first).map_or(0, |ring| ring.slots.len());
+        if taken < SLOTS {
+            let slot = Storage {
+                name: format!("staging/{first:?}.{taken}").into(),
                 bytes,
                 place: Place::Pinned,
                 role: Role::Temporary,
                 shared: false,
             };
-            let slots: Vec<BufferId> = (0..SLOTS)
-                .map(|i| self.add(&slot(i), None, second))
-                .collect();
-            slots.iter().for_each(|&id| self.alloc(id));
-            self.rings.insert(first, Ring { slots, next: 0 });
+            let id = self.add(&slot, None, second);
+            self.alloc(id);
+            let empty = || Ring {
+                slots: Vec::new(),
+                next: 0,
+            };
+            let ring = self.rings.entry(first).or_insert_with(empty);
+            ring.slots.push(id);
         }
         let ring = self
             .rings
             .get_mut(&first)
             .unwrap_or_else(|| panic!("the ring of {first:?} was just made"));
         ring.next += 1;
-        ring.slots[(ring.next - 1) % SLOTS]
+        let id = ring.slots[(ring.next - 1) % SLOTS];
+        let buffer = &mut self.buffers[id.0 as usize];
+        buffer.exact = buffer.exact.max(bytes);
+        buffer.bytes = buffer.exact.round_up(alignment(Place::Pinned));
+        id
     }
 
     fn span(&self, value: TensorId) -> Span {

@@ -2,6 +2,7 @@
 
 pub mod arena;
 mod stream;
+mod touched;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -19,6 +20,8 @@ use crate::spec::job::{Backend, PerPlace, Place};
 use crate::spec::units::{Bytes, Seconds};
 use arena::{Arena, DiskFile};
 use stream::{Board, Range, Task, Worker};
+pub use touched::Roles;
+use touched::Touched;
 
 /// How the CPU stands in for another device.
 #[derive(Debug, Clone, Copy, Default)]
@@ -97,6 +100,8 @@ pub struct Cpu {
     host: rayon::ThreadPool,
     /// Largest end address handed to an op or a copy, rounded up to the place's unit.
     mark: PerPlace<Bytes>,
+    /// Who held what was handed out when it was most.
+    touched: Touched,
 }
 
 impl Cpu {
@@ -138,12 +143,31 @@ impl Cpu {
             compute: pool(threads)?,
             host: pool(1)?,
             mark,
+            touched: Touched::default(),
         })
     }
 
     /// The largest end address handed out so far in each place.
     pub fn mark(&self) -> PerPlace<Bytes> {
         self.mark
+    }
+
+    /// Bytes of each role in each place when those handed out and not yet freed were most.
+    pub fn roles(&self) -> PerPlace<Roles> {
+        self.touched.roles()
+    }
+
+    /// Whether every byte of the arenas above the marks is as the system gave it: zero.
+    #[allow(unsafe_code)]
+    pub fn is_untouched_above_mark(&self) -> bool {
+        [Place::Gpu, Place::Pinned, Place::Host]
+            .into_iter()
+            .all(|place| {
+                let (arena, mark) = (self.places.arena(place), self.mark[place]);
+                // SAFETY: no program runs while the machine is borrowed, so nobody writes.
+                let above = unsafe { arena.read(mark.0, arena.bytes().saturating_sub(mark).0) };
+                above.iter().all(|byte| *byte == 0)
+            })
     }
 
     /// Walks `program` once.
@@ -162,7 +186,9 @@ impl Cpu {
             compute,
             host,
             mark,
+            touched,
         } = self;
+        touched.begin(program);
         let board = Board::new(program.events);
         let epoch = Instant::now();
         let (places, board, host) = (&*places, &board, &*host);
@@ -202,6 +228,7 @@ impl Cpu {
                 epoch,
                 poison,
                 mark,
+                touched,
                 live: PerPlace::default(),
                 buffers: buffers(program),
             };
@@ -262,6 +289,7 @@ struct Walk<'a, 'scope> {
     epoch: Instant,
     poison: bool,
     mark: &'a mut PerPlace<Bytes>,
+    touched: &'a mut Touched,
     /// Live transient ranges, start to end: a last guard against overlap.
     live: PerPlace<BTreeMap<u64, u64>>,
     buffers: Vec<Option<BufferId>>,
@@ -306,6 +334,7 @@ impl Walk<'_, '_> {
         let offset = buffer.offset.0 + offset;
         let end = Bytes(offset + bytes).round_up(alignment(place));
         self.mark[place] = self.mark[place].max(end);
+        self.touched.hand_out(self.program, id);
         Range {
             place,
             offset,
@@ -367,6 +396,7 @@ impl Machine for Walk<'_, '_> {
     fn free(&mut self, _: usize, id: BufferId) -> Result<()> {
         let buffer = self.program.buffer(id);
         self.live[buffer.place].remove(&buffer.offset.0);
+        self.touched.free(self.program, id);
         self.poison(id)
     }
 

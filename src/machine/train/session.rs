@@ -174,6 +174,11 @@ impl Session {
         self.cpu.mark()
     }
 
+    /// Who held each place when what was handed out of it was most.
+    pub fn roles(&self) -> PerPlace<crate::machine::cpu::Roles> {
+        self.cpu.roles()
+    }
+
     /// The most memory the process has held since the session was opened, less what it held before.
     pub fn process_peak(&self) -> Bytes {
         memory::peak().saturating_sub(self.before)
