@@ -7,13 +7,14 @@ use memfit::machine::cpu::Settings;
 use memfit::machine::train::save::recover;
 use memfit::machine::train::session::{Options, Schedule, Session};
 use memfit::machine::train::text::{Coding, Corpus, HeldOut, Source};
-use memfit::machine::{calibrate, estimate};
+use memfit::machine::{agreement, calibrate, estimate};
 use memfit::plan::library;
 use memfit::show::run::Report;
 use memfit::spec::catalog;
+use memfit::spec::device::Device;
 use serde_json::{Value, json};
 
-use super::{Answer, DONE, MISFIT, complain, files};
+use super::{Answer, DONE, MISFIT, complain, files, progress};
 
 /// Arguments of `bench`.
 #[derive(Debug, clap::Args)]
@@ -27,7 +28,19 @@ pub struct Args {
     /// Keep the results that are there, and run the rest
     #[arg(long)]
     pub resume: bool,
-    /// Where results are kept [default: memfit-NAME.json here]
+    /// One combination only
+    #[arg(long, value_name = "NAME")]
+    pub case: Option<String>,
+    /// Leave out the combinations over 1 GiB
+    #[arg(long)]
+    pub small: bool,
+    /// This machine's device file, as `memfit calibrate -o FILE` wrote it
+    #[arg(long, value_name = "FILE")]
+    pub here: Option<PathBuf>,
+    /// Folder of what lies on disk between uses [default: the system's temporary folder]
+    #[arg(long, value_name = "DIR")]
+    pub offload_dir: Option<PathBuf>,
+    /// Where results are kept [default: memfit-NAME.json or .jsonl here]
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
 }
@@ -52,18 +65,85 @@ pub fn bench(args: &Args, json: bool) -> Result<Answer> {
     }
 }
 
-fn agreement(_: &Args, _: bool) -> Result<Answer> {
-    let why = "is not built yet";
-    Err(Error::value(
-        "command",
-        "bench agreement",
-        why,
-        "use `memfit explain` meanwhile",
-    ))
+/// The combinations, each predicted and run; with `--case`, one of them in this process.
+fn agreement(args: &Args, quiet: bool) -> Result<Answer> {
+    let folder = args.offload_dir.clone().unwrap_or_else(std::env::temp_dir);
+    let here = args.here.as_deref().map(Device::from_path).transpose()?;
+    if let Some(name) = &args.case {
+        return one(name, here.as_ref(), &folder);
+    }
+    if args.smoke {
+        return one(&agreement::cases()[0].name, here.as_ref(), &folder);
+    }
+    let device = args.here.clone().ok_or_else(|| {
+        let next =
+            "measure this machine with `memfit calibrate -o here.toml` and give --here here.toml";
+        Error::value(
+            "missing argument",
+            "--here",
+            "times are compared on a calibrated machine",
+            next,
+        )
+    })?;
+    let rows = args
+        .output
+        .clone()
+        .unwrap_or_else(|| "memfit-agreement.jsonl".into());
+    if !args.resume && rows.exists() {
+        std::fs::remove_file(&rows).map_err(|e| Error::io(&rows, "remove", e))?;
+    }
+    let options = agreement::Options {
+        device,
+        folder,
+        rows,
+        big: !args.small,
+    };
+    let found = agreement::bench(&options, &mut progress(quiet))?;
+    let summary = agreement::summary(&found);
+    let text = format!(
+        "{} combinations agree to the byte: {} with a disk tier, {} stacks of three or more, {} over 1 GiB\n\
+         step time: median error {:.1} % corrected, {:.1} % raw, over {} timed ({} on an unsteady machine)\n\
+         kept in {}\n",
+        summary.count,
+        summary.with_disk,
+        summary.stacks,
+        summary.over_1_gib,
+        100.0 * summary.median_error,
+        100.0 * summary.median_error_raw,
+        summary.timed,
+        summary.unsteady,
+        options.rows.display(),
+    );
+    Ok(Answer {
+        text,
+        json: json!({ "summary": summary, "rows": found }),
+        status: DONE,
+    })
+}
+
+/// One combination; its row is printed as JSON either way, since another process reads it.
+fn one(name: &str, here: Option<&Device>, folder: &Path) -> Result<Answer> {
+    let cases = agreement::cases();
+    let case = cases.iter().find(|c| c.name == name).ok_or_else(|| {
+        let known = cases.iter().map(|c| c.name.as_str());
+        Error::unknown(
+            "case",
+            name,
+            known,
+            "`memfit bench agreement --json` names them",
+        )
+    })?;
+    let row = agreement::run_case(case, here, folder, &mut agreement::Bases::default())?;
+    let json = json!(row);
+    Ok(Answer {
+        text: format!("{json}\n"),
+        json,
+        status: DONE,
+    })
 }
 
 /// The plan, the steps, and the held-out loss that must be passed.
-const TRAINING: (&str, u64, f32) = ("small-cpu", 200, 2.3);
+const TRAINING: (&str, u64, f32) = ("small-cpu", 120, 2.3);
 
 /// The same for the smoke run.
 const SMOKE: (&str, u64, f32) = ("tiny-cpu", 3, 6.0);

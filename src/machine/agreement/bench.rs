@@ -119,9 +119,9 @@ fn json(row: &Row) -> Result<String> {
 fn in_a_process(case: &Case, options: &Options) -> Result<Row> {
     let program = std::env::current_exe().map_err(|e| Error::io("memfit", "find", e))?;
     let output = Command::new(&program)
-        .args(["bench", "agreement", "--case", &case.name, "--device"])
+        .args(["bench", "agreement", "--case", &case.name, "--here"])
         .arg(&options.device)
-        .arg("--folder")
+        .arg("--offload-dir")
         .arg(&options.folder)
         .output()
         .map_err(|e| Error::io(&program, "run", e))?;
