@@ -33,6 +33,7 @@ mod reference;
 // Training runs: text, weights, saves.
 mod initial;
 mod pytorch;
+mod readme;
 mod run;
 mod saves;
 mod text;
