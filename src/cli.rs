@@ -44,7 +44,7 @@ enum Command {
     /// Find the fastest plan that fits
     Plan(plan::Args),
     /// Train by a plan
-    Run(run::Args),
+    Run(Box<run::Args>),
     /// Run a plan's programs and compare with what was predicted
     Validate(validate::Args),
     /// Show who holds the memory of a plan, and check its claim
@@ -145,4 +145,22 @@ fn print(text: &str) {
 /// Prints to the error stream; where that is gone too there is nobody to tell.
 pub fn complain(text: &str) {
     let _ = std::io::stderr().write_all(text.as_bytes());
+}
+
+/// A bar on the error stream for long work, or nothing where the answer is for programs.
+pub fn progress(quiet: bool) -> impl FnMut(&str, f64) {
+    let bar = if quiet {
+        indicatif::ProgressBar::hidden()
+    } else {
+        indicatif::ProgressBar::new(1000)
+    };
+    let style = indicatif::ProgressStyle::with_template("{bar:30} {percent:>3} % {msg}");
+    bar.set_style(style.unwrap_or_else(|_| indicatif::ProgressStyle::default_bar()));
+    move |what, share| {
+        bar.set_message(what.to_string());
+        bar.set_position((share.clamp(0.0, 1.0) * 1000.0) as u64);
+        if share >= 1.0 {
+            bar.finish_and_clear();
+        }
+    }
 }

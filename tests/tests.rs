@@ -14,6 +14,8 @@ mod families;
 mod job;
 mod models;
 
+mod agreement;
+
 // Programs: checked and run.
 mod ops_activation;
 mod ops_attention;
@@ -34,6 +36,7 @@ mod threads;
 // Training runs: text, weights, saves.
 mod initial;
 mod pytorch;
+mod run;
 mod saves;
 mod text;
 mod tiny;

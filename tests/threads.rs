@@ -25,7 +25,7 @@ fn losses_do_not_depend_on_the_number_of_threads() {
     for precision in [Precision::F32, Precision::Bf16] {
         for choices in STACKS {
             let losses = |threads| {
-                let job = job(WIDE, 4, 128, precision, threads);
+                let job = job(WIDE, 4, 64, precision, threads);
                 train(&plan(job, choices), 2).0
             };
             let one: Vec<f32> = losses(1);

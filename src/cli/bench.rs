@@ -1,12 +1,23 @@
-//! `memfit bench`: benchmarks of the predictions.
+//! `memfit bench`: benchmarks of the predictions, resumable, with results that are kept.
+
+use std::path::{Path, PathBuf};
 
 use memfit::error::{Error, Result};
+use memfit::machine::cpu::Settings;
+use memfit::machine::train::save::recover;
+use memfit::machine::train::session::{Options, Schedule, Session};
+use memfit::machine::train::text::{Coding, Corpus, HeldOut, Source};
+use memfit::machine::{agreement, calibrate, estimate};
+use memfit::plan::library;
+use memfit::show::run::Report;
+use memfit::spec::catalog;
+use memfit::spec::device::Device;
+use serde_json::{Value, json};
 
-use super::Answer;
+use super::{Answer, DONE, MISFIT, complain, files, progress};
 
 /// Arguments of `bench`.
 #[derive(Debug, clap::Args)]
-#[allow(dead_code)] // read once the command is built
 pub struct Args {
     /// Which one
     #[arg(value_enum)]
@@ -17,6 +28,21 @@ pub struct Args {
     /// Keep the results that are there, and run the rest
     #[arg(long)]
     pub resume: bool,
+    /// One combination only
+    #[arg(long, value_name = "NAME")]
+    pub case: Option<String>,
+    /// Leave out the combinations over 1 GiB
+    #[arg(long)]
+    pub small: bool,
+    /// This machine's device file, as `memfit calibrate -o FILE` wrote it
+    #[arg(long, value_name = "FILE")]
+    pub here: Option<PathBuf>,
+    /// Folder of what lies on disk between uses [default: the system's temporary folder]
+    #[arg(long, value_name = "DIR")]
+    pub offload_dir: Option<PathBuf>,
+    /// Where results are kept [default: memfit-NAME.json or .jsonl here]
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
 }
 
 /// The benchmarks.
@@ -31,13 +57,187 @@ pub enum Name {
 /// Runs a benchmark.
 ///
 /// # Errors
-/// Always, until it is built.
-pub fn bench(_args: &Args, _json: bool) -> Result<Answer> {
-    let why = "is not built yet";
-    Err(Error::value(
-        "command",
-        "bench",
-        why,
-        "use `memfit explain` meanwhile",
-    ))
+/// Where a run fails or a result cannot be written.
+pub fn bench(args: &Args, json: bool) -> Result<Answer> {
+    match args.name {
+        Name::Training => training(args, json),
+        Name::Agreement => agreement(args, json),
+    }
+}
+
+/// The combinations, each predicted and run; with `--case`, one of them in this process.
+fn agreement(args: &Args, quiet: bool) -> Result<Answer> {
+    let folder = args.offload_dir.clone().unwrap_or_else(std::env::temp_dir);
+    let here = args.here.as_deref().map(Device::from_path).transpose()?;
+    if let Some(name) = &args.case {
+        return one(name, here.as_ref(), &folder);
+    }
+    if args.smoke {
+        return one(&agreement::cases()[0].name, here.as_ref(), &folder);
+    }
+    let device = args.here.clone().ok_or_else(|| {
+        let next =
+            "measure this machine with `memfit calibrate -o here.toml` and give --here here.toml";
+        Error::value(
+            "missing argument",
+            "--here",
+            "times are compared on a calibrated machine",
+            next,
+        )
+    })?;
+    let rows = args
+        .output
+        .clone()
+        .unwrap_or_else(|| "memfit-agreement.jsonl".into());
+    if !args.resume && rows.exists() {
+        std::fs::remove_file(&rows).map_err(|e| Error::io(&rows, "remove", e))?;
+    }
+    let options = agreement::Options {
+        device,
+        folder,
+        rows,
+        big: !args.small,
+    };
+    let found = agreement::bench(&options, &mut progress(quiet))?;
+    let summary = agreement::summary(&found);
+    let text = format!(
+        "{} combinations agree to the byte: {} with a disk tier, {} stacks of three or more, {} over 1 GiB\n\
+         step time: median error {:.1} % corrected, {:.1} % raw, over {} timed ({} on an unsteady machine)\n\
+         kept in {}\n",
+        summary.count,
+        summary.with_disk,
+        summary.stacks,
+        summary.over_1_gib,
+        100.0 * summary.median_error,
+        100.0 * summary.median_error_raw,
+        summary.timed,
+        summary.unsteady,
+        options.rows.display(),
+    );
+    Ok(Answer {
+        text,
+        json: json!({ "summary": summary, "rows": found }),
+        status: DONE,
+    })
+}
+
+/// One combination; its row is printed as JSON either way, since another process reads it.
+fn one(name: &str, here: Option<&Device>, folder: &Path) -> Result<Answer> {
+    let cases = agreement::cases();
+    let case = cases.iter().find(|c| c.name == name).ok_or_else(|| {
+        let known = cases.iter().map(|c| c.name.as_str());
+        Error::unknown(
+            "case",
+            name,
+            known,
+            "`memfit bench agreement --json` names them",
+        )
+    })?;
+    let row = agreement::run_case(case, here, folder, &mut agreement::Bases::default())?;
+    let json = json!(row);
+    Ok(Answer {
+        text: format!("{json}\n"),
+        json,
+        status: DONE,
+    })
+}
+
+/// The plan, the steps, and the held-out loss that must be passed.
+const TRAINING: (&str, u64, f32) = ("small-cpu", 120, 2.3);
+
+/// The same for the smoke run.
+const SMOKE: (&str, u64, f32) = ("tiny-cpu", 3, 6.0);
+
+/// Steps between two saves of a benchmark.
+const SAVES: u64 = 20;
+
+/// Trains on the text that ships until the held-out loss is known; a stopped benchmark goes on from its last save.
+fn training(args: &Args, quiet: bool) -> Result<Answer> {
+    let (name, steps, bound) = if args.smoke { SMOKE } else { TRAINING };
+    let output = args
+        .output
+        .clone()
+        .unwrap_or_else(|| "memfit-training.json".into());
+    let saves = output.with_extension("save");
+    let mut session = open(name, steps, &saves, args.resume)?;
+    let before = session.evaluate()?;
+    while session.done() < steps {
+        let stepped = session.step()?;
+        let every = stepped.step.is_multiple_of(SAVES) && stepped.step < steps;
+        if !quiet {
+            complain(&format!(
+                "step {} of {steps}: loss {:.4} in {}\n",
+                stepped.step, stepped.loss, stepped.seconds
+            ));
+        }
+        if every && !args.smoke {
+            session.save(&saves)?;
+        }
+    }
+    let after = session.evaluate()?.unwrap_or(f32::NAN);
+    let result = result(name, &session, before, after, bound);
+    files::write(&output, &format!("{result:#}\n"))?;
+    let passed = after < bound;
+    let verdict = if passed { "below" } else { "NOT below" };
+    let text = format!(
+        "{name}: held-out loss {after:.4} after {steps} steps, {verdict} {bound}; kept in {}\n",
+        output.display()
+    );
+    Ok(Answer {
+        text,
+        json: result,
+        status: if passed { DONE } else { MISFIT },
+    })
+}
+
+/// The run, new or continued.
+fn open(name: &str, steps: u64, saves: &Path, resume: bool) -> Result<Session> {
+    let plan = library::find(name)?.plan()?;
+    let plan = estimate::on_cpu(&plan, estimate::threads_for(&plan, calibrate::cores()));
+    let model = &plan.job.model;
+    let corpus = Corpus::open(
+        &Source::BuiltIn,
+        &Coding::Bytes,
+        &HeldOut::Fraction(0.1),
+        model.vocab,
+        model.head,
+    )?;
+    recover(saves)?;
+    let options = Options {
+        steps,
+        rate: 1e-3,
+        schedule: Schedule::Cosine,
+        warmup: 20,
+        seed: 1,
+        machine: Settings::default(),
+        folder: std::env::temp_dir(),
+        weights: None,
+        resume: (resume && saves.exists()).then(|| saves.to_path_buf()),
+        config: catalog::config_text(&model.name)?.to_string(),
+        evaluation_rows: 64,
+        settings: Value::Null,
+    };
+    Session::open(plan, corpus, options)
+}
+
+/// What is kept: losses, and the hash of every program that ran.
+fn result(name: &str, session: &Session, before: Option<f32>, after: f32, bound: f32) -> Value {
+    let hashes: Vec<Value> = session
+        .programs()
+        .iter()
+        .map(|p| json!({"when": p.when, "hash": format!("{:016x}", p.hash())}))
+        .collect();
+    let report = Report {
+        session,
+        calibrated: false,
+    };
+    json!({
+        "plan": name,
+        "threads": session.plan().job.target.backend,
+        "bound": bound,
+        "held_out_before": before,
+        "held_out_after": after,
+        "programs": hashes,
+        "run": report.json(),
+    })
 }

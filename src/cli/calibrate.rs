@@ -2,13 +2,14 @@
 
 use std::path::PathBuf;
 
-use memfit::error::{Error, Result};
+use memfit::error::Result;
+use memfit::machine::calibrate::{self, Options};
+use serde_json::json;
 
-use super::Answer;
+use super::{Answer, DONE, files, progress};
 
 /// Arguments of `calibrate`.
 #[derive(Debug, clap::Args)]
-#[allow(dead_code)] // read once the command is built
 pub struct Args {
     /// Write the device file here [default: print it]
     #[arg(short, long, value_name = "FILE")]
@@ -16,18 +17,34 @@ pub struct Args {
     /// Fewer repetitions
     #[arg(long)]
     pub quick: bool,
+    /// Threads to measure with [default: as many as the machine has]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<u32>,
 }
 
 /// Measures this machine.
 ///
 /// # Errors
-/// Always, until it is built.
-pub fn calibrate(_args: &Args, _json: bool) -> Result<Answer> {
-    let why = "is not built yet";
-    Err(Error::value(
-        "command",
-        "calibrate",
-        why,
-        "use a device of `memfit devices` meanwhile",
-    ))
+/// Where a measurement fails or the file cannot be written.
+pub fn calibrate(args: &Args, quiet: bool) -> Result<Answer> {
+    let options = Options {
+        cores: args.threads.unwrap_or_else(calibrate::cores),
+        quick: args.quick,
+        ..Options::default()
+    };
+    let device = calibrate::calibrate(&options, &mut progress(quiet))?;
+    let text = device.to_toml()?;
+    let answer = match &args.output {
+        Some(path) => {
+            files::write(path, &text)?;
+            let path = path.display();
+            format!("{} measured; use it with --gpu ./{path}\n", device.name)
+        }
+        None => text,
+    };
+    Ok(Answer {
+        text: answer,
+        json: json!({ "device": device }),
+        status: DONE,
+    })
 }

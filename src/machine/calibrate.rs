@@ -97,7 +97,8 @@ fn measure(options: &Options) -> Result<Rates> {
 
 /// The device without its ops.
 fn device(options: &Options, rates: &Rates) -> Device {
-    let (memory, held) = rates::memory_of_machine();
+    let (memory, available) = memory::of_machine();
+    let held = memory.saturating_sub(available);
     let Rates {
         products,
         near,

@@ -34,21 +34,21 @@ impl Options {
             folder: folder.to_path_buf(),
             weights: None,
             resume: None,
-            config: String::new(),
-            evaluation_rows: 0,
+            config: "{}".into(),
+            evaluation_rows: 4,
             settings: serde_json::Value::Null,
         }
     }
 }
 
-/// A session of `plan` over the text that ships, bytes as tokens.
+/// A session of `plan` over the text that ships, bytes as tokens, a twentieth of it held out.
 ///
 /// # Errors
 /// As [`Session::open`].
 pub fn open(plan: Plan, folder: &Path, machine: Settings) -> Result<Session> {
     let (vocab, head) = (plan.job.model.vocab, plan.job.model.head);
     let (source, coding) = (Source::BuiltIn, Coding::Bytes);
-    let corpus = Corpus::open(&source, &coding, &HeldOut::None, vocab, head)?;
+    let corpus = Corpus::open(&source, &coding, &HeldOut::Fraction(0.05), vocab, head)?;
     Session::open(plan, corpus, Options::fixed(folder, machine))
 }
 

@@ -1,5 +1,6 @@
 //! Who runs a program: the machines, and the one loop that walks the text for all of them.
 
+pub mod agreement;
 pub mod calibrate;
 pub mod cpu;
 pub mod estimate;
@@ -9,6 +10,7 @@ pub mod probe;
 pub mod sim;
 pub mod timeline;
 pub mod train;
+pub mod validate;
 
 use crate::error::Result;
 use crate::graph::Stream;

@@ -11,8 +11,9 @@ macro_rules! entry {
 }
 
 /// All plans, from the smallest device up.
-const ENTRIES: [(&str, &str); 4] = [
+const ENTRIES: [(&str, &str); 5] = [
     entry!("tiny-cpu"),
+    entry!("small-cpu"),
     entry!("llama-3.2-1b-8gb"),
     entry!("7b-24gb"),
     entry!("8b-80gb"),

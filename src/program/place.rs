@@ -214,11 +214,11 @@ impl Holes {
 
     /// Gives `bytes` at `at` back, joining neighbours.
     fn give(&mut self, mut at: u64, mut bytes: u64) {
-        if let Some((&before, &size)) = self.free.range(..at).next_back() {
-            if before + size == at {
-                self.free.remove(&before);
-                (at, bytes) = (before, bytes + size);
-            }
+        if let Some((&before, &size)) = self.free.range(..at).next_back()
+            && before + size == at
+        {
+            self.free.remove(&before);
+            (at, bytes) = (before, bytes + size);
         }
         if let Some(size) = self.free.remove(&(at + bytes)) {
             bytes += size;

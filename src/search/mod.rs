@@ -70,7 +70,7 @@ pub struct Misfit {
 #[derive(Debug, Clone)]
 pub enum Outcome {
     /// The fastest plan that fits.
-    Fits(Candidate),
+    Fits(Box<Candidate>),
     /// No candidate fits.
     Misfit(Box<Misfit>),
 }
@@ -114,7 +114,7 @@ pub fn search(request: &Request) -> Result<Answer> {
         }
     }
     let outcome = match best {
-        Some(best) => Outcome::Fits(best),
+        Some(best) => Outcome::Fits(Box::new(best)),
         None => misfit(request, &budget, &considered)?,
     };
     Ok(Answer {

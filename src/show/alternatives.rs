@@ -50,12 +50,13 @@ pub fn rows<'a>(answer: &'a Answer, request: &Request) -> Vec<&'a Candidate> {
         }
     }
     let chosen = chosen(answer);
-    let is_listed = |rows: &[&Candidate]| rows.iter().any(|c| c.name == chosen.name);
     let room = ROWS.saturating_sub(rows.len() + 1);
-    rows.extend(spread(frontier, room));
-    if !is_listed(&rows) {
-        rows.push(chosen);
+    let mut rest = spread(frontier, room);
+    if !rows.iter().chain(&rest).any(|c| c.name == chosen.name) {
+        rest.push(chosen);
+        rest.sort_by_key(|c| price(c));
     }
+    rows.extend(rest);
     rows
 }
 

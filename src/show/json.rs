@@ -12,7 +12,7 @@ use crate::spec::job::{Budget, Place};
 /// The whole answer.
 pub fn plan(answer: &Answer, asked: &Asked) -> Value {
     let (outcome, candidate, misfit) = match &answer.outcome {
-        Outcome::Fits(best) => ("fits", best, None),
+        Outcome::Fits(best) => ("fits", best.as_ref(), None),
         Outcome::Misfit(misfit) => ("misfit", &misfit.closest, Some(misfit.as_ref())),
     };
     let mut all = body(&candidate.plan, &candidate.estimate, &answer.budget, asked);

@@ -12,6 +12,7 @@ pub mod plot;
 pub mod run;
 pub mod table;
 pub mod text;
+pub mod validation;
 
 /// Columns of the widest line.
 pub const WIDTH: usize = 100;

@@ -171,15 +171,3 @@ pub(super) fn slab(threads: u32) -> Result<Bytes> {
     let grown = memory::resident().saturating_sub(before);
     Ok(Bytes(grown.0 / u64::from(threads.max(1))))
 }
-
-/// Memory of this machine in total, and what others hold of it now.
-pub(super) fn memory_of_machine() -> (Bytes, Bytes) {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = |key: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix(key));
-        let kib = line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
-        Bytes(kib.unwrap_or(0) * 1024)
-    };
-    let total = line("MemTotal:");
-    (total, total.saturating_sub(line("MemAvailable:")))
-}

@@ -2,6 +2,7 @@
 
 pub mod arena;
 mod stream;
+mod touched;
 mod walk;
 
 use std::collections::BTreeMap;
@@ -17,6 +18,8 @@ use crate::spec::job::{Backend, PerPlace, Place};
 use crate::spec::units::Bytes;
 use arena::{Arena, DiskFile};
 use stream::{Board, Range, Worker};
+pub use touched::Roles;
+use touched::Touched;
 use walk::{Walk, buffers};
 
 /// How the CPU stands in for another device.
@@ -96,6 +99,8 @@ pub struct Cpu {
     host: rayon::ThreadPool,
     /// Largest end address handed to an op or a copy, rounded up to the place's unit.
     mark: PerPlace<Bytes>,
+    /// Who held what was handed out when it was most.
+    touched: Touched,
 }
 
 impl Cpu {
@@ -137,12 +142,31 @@ impl Cpu {
             compute: pool(threads)?,
             host: pool(1)?,
             mark,
+            touched: Touched::default(),
         })
     }
 
     /// The largest end address handed out so far in each place.
     pub fn mark(&self) -> PerPlace<Bytes> {
         self.mark
+    }
+
+    /// Bytes of each role in each place when those handed out and not yet freed were most.
+    pub fn roles(&self) -> PerPlace<Roles> {
+        self.touched.roles()
+    }
+
+    /// Whether every byte of the arenas above the marks is as the system gave it: zero.
+    #[allow(unsafe_code)]
+    pub fn is_untouched_above_mark(&self) -> bool {
+        [Place::Gpu, Place::Pinned, Place::Host]
+            .into_iter()
+            .all(|place| {
+                let (arena, mark) = (self.places.arena(place), self.mark[place]);
+                // SAFETY: no program runs while the machine is borrowed, so nobody writes.
+                let above = unsafe { arena.read(mark.0, arena.bytes().saturating_sub(mark).0) };
+                above.iter().all(|byte| *byte == 0)
+            })
     }
 
     /// Walks `program` once.
@@ -161,7 +185,9 @@ impl Cpu {
             compute,
             host,
             mark,
+            touched,
         } = self;
+        touched.begin(program);
         let board = Board::new(program.events);
         let epoch = Instant::now();
         let (places, board, host) = (&*places, &board, &*host);
@@ -201,6 +227,7 @@ impl Cpu {
                 epoch,
                 poison,
                 mark,
+                touched,
                 live: PerPlace::default(),
                 buffers: buffers(program),
             };

@@ -5,6 +5,7 @@ use std::sync::mpsc::Sender;
 use std::time::Instant;
 
 use super::stream::{Board, Range, Task};
+use super::touched::Touched;
 use crate::error::{Error, Result};
 use crate::graph::Stream;
 use crate::graph::tensor::TensorId;
@@ -34,6 +35,7 @@ pub(super) struct Walk<'a, 'scope> {
     pub(super) epoch: Instant,
     pub(super) poison: bool,
     pub(super) mark: &'a mut PerPlace<Bytes>,
+    pub(super) touched: &'a mut Touched,
     /// Live transient ranges, start to end: a last guard against overlap.
     pub(super) live: PerPlace<BTreeMap<u64, u64>>,
     pub(super) buffers: Vec<Option<BufferId>>,
@@ -78,20 +80,12 @@ impl Walk<'_, '_> {
         let offset = buffer.offset.0 + offset;
         let end = Bytes(offset + bytes).round_up(alignment(place));
         self.mark[place] = self.mark[place].max(end);
+        self.touched.hand_out(self.program, id);
         Range {
             place,
             offset,
             bytes,
         }
-    }
-
-    /// The range of a copy's end. A staging slot is handed out whole, whatever part of it the copy takes.
-    fn part(&mut self, span: Span) -> Range {
-        let buffer = self.program.buffer(span.buffer);
-        if buffer.storage.is_none() {
-            self.hand_out(span.buffer, 0, buffer.exact.0);
-        }
-        self.hand_out(span.buffer, span.offset.0, span.bytes.0)
     }
 
     fn value(&mut self, value: TensorId) -> Range {
@@ -148,6 +142,7 @@ impl Machine for Walk<'_, '_> {
     fn free(&mut self, _: usize, id: BufferId) -> Result<()> {
         let buffer = self.program.buffer(id);
         self.live[buffer.place].remove(&buffer.offset.0);
+        self.touched.free(self.program, id);
         self.poison(id)
     }
 
@@ -194,7 +189,8 @@ impl Machine for Walk<'_, '_> {
     }
 
     fn copy(&mut self, at: usize, from: Span, to: Span, stream: Stream) -> Result<()> {
-        let (from, to) = (self.part(from), self.part(to));
+        let from = self.hand_out(from.buffer, from.offset.0, from.bytes.0);
+        let to = self.hand_out(to.buffer, to.offset.0, to.bytes.0);
         self.push(stream, Task::Copy { at, from, to })
     }
 

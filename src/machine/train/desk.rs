@@ -22,7 +22,7 @@ pub enum Origin {
     /// Weights from files, optimizer state from nothing.
     Weights(WeightFiles),
     /// Everything from a save.
-    Saved(Saved),
+    Saved(Box<Saved>),
 }
 
 /// What the next program will read, and what the last one wrote.

@@ -174,6 +174,11 @@ impl Session {
         self.cpu.mark()
     }
 
+    /// Who held each place when what was handed out of it was most.
+    pub fn roles(&self) -> PerPlace<crate::machine::cpu::Roles> {
+        self.cpu.roles()
+    }
+
     /// The most memory the process has held since the session was opened, less what it held before.
     pub fn process_peak(&self) -> Bytes {
         memory::peak().saturating_sub(self.before)
@@ -368,7 +373,7 @@ fn origin(plan: &Plan, options: &Options) -> Result<(Origin, Progress)> {
             return Err(Error::file(dir, "the save is of another model", next));
         }
         let progress = saved.progress().clone();
-        return Ok((Origin::Saved(saved), progress));
+        return Ok((Origin::Saved(Box::new(saved)), progress));
     }
     let scale = if plan.draft()?.precision == Precision::Fp16 {
         LOSS_SCALE.0

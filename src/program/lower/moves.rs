@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::graph::op::transfer::MOVE;
 use crate::graph::tensor::{Role, StorageId};
 use crate::graph::{Node, Step, Stream};
-use crate::program::{BufferId, Instr, Span};
+use crate::program::{BufferId, Instr, Span, alignment};
 use crate::spec::job::Place;
 use crate::spec::units::Bytes;
 
@@ -37,7 +37,7 @@ impl Lowering<'_> {
         for at in (0..from.bytes.0).step_by(self.tile as usize) {
             let bytes = Bytes(self.tile.min(from.bytes.0 - at));
             let slot = Span {
-                buffer: self.slot(first, second),
+                buffer: self.slot(first, second, bytes),
                 offset: Bytes::ZERO,
                 bytes,
             };
@@ -63,51 +63,50 @@ impl Lowering<'_> {
         self.written(to.buffer, point);
     }
 
-    /// The next slot of the ring that `first` fills and `second` drains.
-    fn slot(&mut self, first: Stream, second: Stream) -> BufferId {
-        if !self.rings.contains_key(&first) {
-            let bytes = Bytes(self.tile);
-            let slot = |i: usize| Storage {
-                name: format!("staging/{first:?}.{i}").into(),
+    /// The next slot of the ring that `first` fills and `second` drains, for a piece of `bytes`.
+    ///
+    /// A ring has no slot before it is needed, and no slot is larger than the largest piece it ever holds: the plan's
+    /// bytes are those the machine touches.
+    fn slot(&mut self, first: Stream, second: Stream, bytes: Bytes) -> BufferId {
+        let taken = self.rings.get(&first).map_or(0, |ring| ring.slots.len());
+        if taken < SLOTS {
+            let slot = Storage {
+                name: format!("staging/{first:?}.{taken}").into(),
                 bytes,
                 place: Place::Pinned,
                 role: Role::Temporary,
                 shared: false,
             };
-            let slots: Vec<BufferId> = (0..self.slots(first))
-                .map(|i| self.add(&slot(i), None, second))
-                .collect();
-            slots.iter().for_each(|&id| self.alloc(id));
-            self.rings.insert(first, Ring { slots, next: 0 });
+            let id = self.add(&slot, None, second);
+            self.alloc(id);
+            let empty = || Ring {
+                slots: Vec::new(),
+                next: 0,
+            };
+            let ring = self.rings.entry(first).or_insert_with(empty);
+            ring.slots.push(id);
         }
         let ring = self
             .rings
             .get_mut(&first)
             .unwrap_or_else(|| panic!("the ring of {first:?} was just made"));
         ring.next += 1;
-        ring.slots[(ring.next - 1) % ring.slots.len()]
-    }
-
-    /// Slots of the ring that `first` fills: no more than there are pieces to go through it.
-    fn slots(&self, first: Stream) -> usize {
-        let moves = self.step.nodes.iter().filter(|n| n.op.name() == MOVE);
-        let here = moves.filter(|n| staged(places(self.step, n)).is_some_and(|s| s.0 == first));
-        let pieces = here.map(|n| self.step.type_of(n.inputs[0]).bytes().0.div_ceil(self.tile));
-        pieces.sum::<u64>().min(SLOTS as u64) as usize
+        let id = ring.slots[(ring.next - 1) % SLOTS];
+        let buffer = &mut self.buffers[id.0 as usize];
+        buffer.exact = buffer.exact.max(bytes);
+        buffer.bytes = buffer.exact.round_up(alignment(Place::Pinned));
+        id
     }
 }
 
-/// Bytes of a staging slot: enough for few pieces, small beside what is moved, and never more than that.
+/// Bytes of a staging slot: enough for few pieces, small beside what is moved.
 pub(super) fn tile(step: &Step) -> u64 {
     let moves = step.nodes.iter().filter(|n| n.op.name() == MOVE);
     let largest = moves
         .map(|n| step.type_of(n.inputs[0]).bytes().0)
         .max()
         .unwrap_or(0);
-    (largest / 8)
-        .next_multiple_of(4096)
-        .clamp(TILE.0, TILE.1)
-        .min(largest.max(1))
+    (largest / 8).next_multiple_of(4096).clamp(TILE.0, TILE.1)
 }
 
 /// The stream that copies between two places directly.

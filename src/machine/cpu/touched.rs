@@ -1,0 +1,74 @@
+//! Who holds memory, counted by the machine from what it hands out and gets back, not from what was planned.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::graph::tensor::Role;
+use crate::program::{BufferId, Program};
+use crate::spec::job::PerPlace;
+use crate::spec::units::Bytes;
+
+/// Bytes by role.
+pub type Roles = BTreeMap<Role, Bytes>;
+
+/// The buffers in use, and the roles when they were most.
+#[derive(Debug, Default)]
+pub(super) struct Touched {
+    /// Shared buffers handed out in this or an earlier program; they come first in every program of a set.
+    shared: BTreeSet<u32>,
+    /// The others, in this program.
+    live: BTreeSet<u32>,
+    now: PerPlace<Roles>,
+    most: PerPlace<(Bytes, Roles)>,
+}
+
+impl Touched {
+    /// A program begins: what earlier ones left is what they share.
+    pub(super) fn begin(&mut self, program: &Program) {
+        self.live.clear();
+        self.now = PerPlace::default();
+        let shared = std::mem::take(&mut self.shared);
+        for id in &shared {
+            self.count(program, BufferId(*id));
+        }
+        self.shared = shared;
+    }
+
+    /// A buffer is handed to an op or a copy.
+    pub(super) fn hand_out(&mut self, program: &Program, id: BufferId) {
+        let set = match program.buffer(id).shared {
+            true => &mut self.shared,
+            false => &mut self.live,
+        };
+        if set.insert(id.0) {
+            self.count(program, id);
+        }
+    }
+
+    fn count(&mut self, program: &Program, id: BufferId) {
+        let buffer = program.buffer(id);
+        let now = &mut self.now[buffer.place];
+        *now.entry(buffer.role).or_default() += buffer.exact;
+        let sum: Bytes = now.values().copied().sum();
+        if sum > self.most[buffer.place].0 {
+            self.most[buffer.place] = (sum, now.clone());
+        }
+    }
+
+    /// A buffer's bytes may be another's.
+    pub(super) fn free(&mut self, program: &Program, id: BufferId) {
+        let buffer = program.buffer(id);
+        if self.live.remove(&id.0) {
+            let held = self.now[buffer.place].entry(buffer.role).or_default();
+            *held = held.saturating_sub(buffer.exact);
+        }
+    }
+
+    /// The roles of each place when their sum was largest.
+    pub(super) fn roles(&self) -> PerPlace<Roles> {
+        let filled = |roles: &Roles| {
+            let held = roles.iter().filter(|(_, bytes)| **bytes > Bytes::ZERO);
+            held.map(|(role, bytes)| (*role, *bytes)).collect()
+        };
+        PerPlace::new(|place| filled(&self.most[place].1))
+    }
+}
