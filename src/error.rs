@@ -157,9 +157,7 @@ impl fmt::Display for Error {
                 name,
                 suggestion: Some(near),
                 next,
-            } => {
-                write!(f, "unknown {kind} `{name}`; did you mean `{near}`? {next}")
-            }
+            } => write!(f, "unknown {kind} `{name}`; did you mean `{near}`? {next}"),
             Error::Unknown {
                 kind,
                 name,

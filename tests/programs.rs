@@ -40,6 +40,8 @@ pub fn job(config: &str, batch: u64, seq: u64, precision: Precision, threads: u3
 pub struct Desk {
     vocab: u32,
     tokens: u64,
+    /// Whether parameters are of 16 bits.
+    half: bool,
     micro: Mutex<u64>,
     pub losses: Mutex<Vec<f32>>,
     pub step: Mutex<u64>,
@@ -51,6 +53,7 @@ impl Desk {
         Desk {
             vocab: job.model.vocab as u32,
             tokens,
+            half: job.precision != Precision::F32,
             micro: Mutex::new(0),
             losses: Mutex::default(),
             step: Mutex::new(0),
@@ -88,7 +91,7 @@ impl Port for Desk {
                         key.normal(i) * 0.05
                     }
                 };
-                let half = *HALF.lock().unwrap() && !wide;
+                let half = self.half && !wide;
                 let size = if half { 2 } else { 4 };
                 for (i, word) in into.chunks_exact_mut(size).enumerate() {
                     let value = value(offset / size as u64 + i as u64);
@@ -111,8 +114,6 @@ impl Port for Desk {
         Ok(())
     }
 }
-
-static HALF: Mutex<bool> = Mutex::new(false);
 
 pub fn lower(plan: &Plan) -> Vec<Program> {
     let mut set = plan.steps().unwrap();

@@ -26,9 +26,12 @@ mod ops_norm;
 mod ops_optimizer;
 mod ops_rope;
 mod ops_simd;
+mod placement;
 mod programs;
 mod published;
 mod reference;
+mod rooms;
+mod threads;
 
 // Training runs: text, weights, saves.
 mod initial;

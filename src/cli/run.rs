@@ -1,9 +1,10 @@
 //! `memfit run`: training by a plan.
 
+mod link;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
 
 use indicatif::ProgressBar;
 use memfit::error::{Error, Result};
@@ -18,7 +19,6 @@ use memfit::search::{self, Outcome};
 use memfit::show::run::Report;
 use memfit::show::{json, text};
 use memfit::spec::catalog;
-use memfit::spec::units::show_rate;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::job::JobArgs;
@@ -244,7 +244,7 @@ fn options(args: &Args, plan: &Plan, text: &str) -> Result<Options> {
     }
     let folder = args.offload_dir.clone().unwrap_or_else(std::env::temp_dir);
     let machine = match args.job.link {
-        Some(_) => throttled(plan)?,
+        Some(_) => link::throttled(plan)?,
         None => Settings::default(),
     };
     Ok(Options {
@@ -261,41 +261,6 @@ fn options(args: &Args, plan: &Plan, text: &str) -> Result<Options> {
         evaluation_rows: EVALUATION_ROWS,
         settings: serde_json::json!({ "plan": text }),
     })
-}
-
-/// The link this machine's copies are held to; a faster one than it can copy is refused.
-fn throttled(plan: &Plan) -> Result<Settings> {
-    let wanted = plan.job.target.link();
-    let reached = copy_rate(plan.job.target.host.link.unwrap_or(wanted));
-    if wanted > reached {
-        let why = format!("this machine copies {}", show_rate(reached));
-        return Err(Error::value(
-            "--link",
-            show_rate(wanted),
-            why,
-            "give a rate below that",
-        ));
-    }
-    Ok(Settings {
-        link: Some(wanted),
-        ..Settings::default()
-    })
-}
-
-/// Bytes per second of a copy within this machine's memory: the best of a few, stopped early once it passes `enough`.
-fn copy_rate(enough: f64) -> f64 {
-    let from = vec![1u8; 32 << 20];
-    let mut to = vec![0u8; 32 << 20];
-    let mut best: f64 = 0.0;
-    for _ in 0..8 {
-        let begin = Instant::now();
-        to.copy_from_slice(&from);
-        best = best.max(std::hint::black_box(&to).len() as f64 / begin.elapsed().as_secs_f64());
-        if best > enough {
-            break;
-        }
-    }
-    best
 }
 
 /// The model's config, which a save carries: as published, or as read.

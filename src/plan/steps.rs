@@ -1,5 +1,7 @@
 //! From a plan to its steps: forward, derivative, updates, gaps, in that order.
 
+mod transfer;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -8,18 +10,16 @@ use crate::error::Result;
 use crate::graph::backward::{Gradients, differentiate};
 use crate::graph::build::{self, Forward, Options, SCALE};
 use crate::graph::op::optimizer::{ClipScale, SquareSum};
-use crate::graph::op::transfer::{Feed, Move, Report};
+
 use crate::graph::reach;
-use crate::graph::tensor::{DType, Role, Storage, StorageId, Tensor, TensorId, Type};
+use crate::graph::tensor::{DType, Role, Storage, StorageId, TensorId, Type};
 use crate::graph::{Node, Phase, Spot, Step, StepSet, Stream, When};
 use crate::spec::job::{Place, Precision};
 use crate::technique::{Draft, Rule};
+use transfer::transfer;
 
 /// Name of the guard outside: what gradients are multiplied by, whether they are finite, their norm.
 pub const GUARD: &str = "output/guard";
-
-/// Largest piece in which persistent storages are filled and saved.
-const TILE: u64 = 16 << 20;
 
 impl Plan {
     /// The steps of training: first, middle and last micro-batch where there are several, and evaluation; gaps applied.
@@ -326,96 +326,4 @@ fn agree_on_places(set: &mut StepSet) {
     {
         storage.place = places.get(&storage.name).copied().unwrap_or(storage.place);
     }
-}
-
-/// Fills (or copies out) every persistent storage but gradients, in tiles through pinned memory.
-fn transfer(shared: &[Storage], fills: bool) -> Result<Step> {
-    let mut step = Step::default();
-    for storage in shared.iter().filter(|s| s.role != Role::Gradient) {
-        let id = step.add_storage(storage.clone());
-        for (count, offset) in (0..storage.bytes.0).step_by(TILE as usize).enumerate() {
-            let bytes = TILE.min(storage.bytes.0 - offset);
-            tile(
-                &mut step,
-                id,
-                offset,
-                bytes,
-                if fills { Some(count as u32) } else { None },
-            )?;
-        }
-    }
-    Ok(step)
-}
-
-/// One tile of a storage, in from outside as version `fills + 1`, or out.
-fn tile(step: &mut Step, id: StorageId, offset: u64, bytes: u64, fills: Option<u32>) -> Result<()> {
-    let Storage { name, place, .. } = step.storage(id).clone();
-    // Raw bytes: no storage has an odd number of them.
-    let at = Type::new(&[bytes / 2], DType::Bf16);
-    let part = |version| Tensor {
-        storage: id,
-        at: at.clone(),
-        offset,
-        version,
-    };
-    let phase = if fills.is_some() {
-        Phase::Load
-    } else {
-        Phase::Save
-    };
-    let spot = |leaf: &str, stream| Spot {
-        origin: format!("{name}.{leaf}").into(),
-        phase,
-        block: name.clone(),
-        stream,
-    };
-    let outside = spot("outside", Stream::HostCompute);
-    step.tensors.push(part(fills.unwrap_or(0)));
-    let value = TensorId(step.tensors.len() as u32 - 1);
-    match fills {
-        Some(_) => {
-            let feed = Feed {
-                name: name.to_string(),
-                offset,
-                at: at.clone(),
-            };
-            let feed = step.node(Arc::new(feed), &[], outside, Role::Temporary, Place::Pinned)?;
-            let staged = feed.outputs[0];
-            step.nodes.push(feed);
-            let spot = spot("fill", reach::copy_stream(Place::Pinned, place));
-            let fill = step.node(
-                Arc::new(Move { into: true }),
-                &[staged, value],
-                spot,
-                Role::Temporary,
-                place,
-            )?;
-            step.nodes.push(fill);
-        }
-        None => {
-            let copy = spot("copy", reach::copy_stream(place, Place::Pinned));
-            let copy = step.node(
-                Arc::new(Move { into: false }),
-                &[value],
-                copy,
-                Role::Temporary,
-                Place::Pinned,
-            )?;
-            let staged = copy.outputs[0];
-            step.nodes.push(copy);
-            let report = Report {
-                name: name.to_string(),
-                offset,
-            };
-            let report = step.node(
-                Arc::new(report),
-                &[staged],
-                outside,
-                Role::Temporary,
-                Place::Pinned,
-            )?;
-            step.nodes.push(report);
-        }
-    }
-    Ok(())
 }

@@ -1,36 +1,19 @@
 //! From a step to a program: when buffers live, which stream waits for which, and how moves become copies.
 
+mod events;
+mod moves;
+
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Buffer, BufferId, EventId, Instr, Program, Span, alignment};
-use crate::error::{Error, Result};
+use super::{Buffer, BufferId, Instr, Program, Span, alignment};
+use crate::error::Result;
 use crate::graph::op::transfer::MOVE;
 use crate::graph::tensor::{Role, Storage, StorageId, TensorId, Type};
 use crate::graph::{Node, Step, Stream, When};
 use crate::spec::job::{Backend, PerPlace, Place};
 use crate::spec::units::Bytes;
-
-/// Bounds of the pieces in which moves go through a staging ring, in bytes: an eighth of the largest move, within these.
-const TILE: (u64, u64) = (64 << 10, 64 << 20);
-
-/// Slots of a staging ring: while one is filled and one drained, two wait.
-const SLOTS: usize = 4;
-
-/// A point in a stream's queue: `done` instructions of it have finished.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Point {
-    stream: Stream,
-    done: u32,
-}
-
-/// For each stream, how much of it is known to be finished.
-type Clock = [u32; Stream::ALL.len()];
-
-/// An instruction before events have numbers.
-enum Draft {
-    Plain(Instr),
-    Wait(Stream, Point),
-}
+use events::{Clock, Draft, Point, number_events};
+use moves::{Ring, last_stream, tile};
 
 /// Who touched a buffer since it was allocated, last per stream.
 #[derive(Debug, Clone, Default)]
@@ -84,12 +67,6 @@ struct Lowering<'a> {
     rings: BTreeMap<Stream, Ring>,
     /// Bytes of a staging slot.
     tile: u64,
-}
-
-/// Staging slots used in turn.
-struct Ring {
-    slots: Vec<BufferId>,
-    next: usize,
 }
 
 impl<'a> Lowering<'a> {
@@ -265,83 +242,6 @@ impl<'a> Lowering<'a> {
         id
     }
 
-    /// A move as copies: directly where a stream joins the two places, else through a staging ring in tiles.
-    fn moved(&mut self, index: usize, node: &Node) -> Result<()> {
-        let (from, to) = (self.span(node.inputs[0]), self.span(node.outputs[0]));
-        let places = (self.place(from), self.place(to));
-        if let Some(stream) = direct(places) {
-            self.copy(index, from, to, stream);
-            return Ok(());
-        }
-        let (first, second) = match places {
-            (Place::Gpu, Place::Disk) => (Stream::ToHost, Stream::DiskWrite),
-            (Place::Disk, Place::Gpu) => (Stream::DiskRead, Stream::ToDevice),
-            (a, b) => return Err(Error::shape(MOVE, format!("nothing copies {a:?} to {b:?}"))),
-        };
-        for at in (0..from.bytes.0).step_by(self.tile as usize) {
-            let bytes = Bytes(self.tile.min(from.bytes.0 - at));
-            let slot = Span {
-                buffer: self.slot(first, second, bytes),
-                offset: Bytes::ZERO,
-                bytes,
-            };
-            self.copy(index, piece(from, at, bytes), slot, first);
-            self.copy(index, slot, piece(to, at, bytes), second);
-        }
-        Ok(())
-    }
-
-    fn copy(&mut self, node: usize, from: Span, to: Span, stream: Stream) {
-        self.before_read(stream, from.buffer);
-        self.before_write(stream, to.buffer);
-        let point = self.queue(
-            Instr::Copy {
-                from,
-                to,
-                stream,
-                node: node as u32,
-            },
-            stream,
-        );
-        self.read(from.buffer, point);
-        self.written(to.buffer, point);
-    }
-
-    /// The next slot of the ring that `first` fills and `second` drains, for a piece of `bytes`.
-    ///
-    /// A ring has no slot before it is needed, and no slot is larger than the largest piece it ever holds: the plan's
-    /// bytes are those the machine touches.
-    fn slot(&mut self, first: Stream, second: Stream, bytes: Bytes) -> BufferId {
-        let taken = self.rings.get(&first).map_or(0, |ring| ring.slots.len());
-        if taken < SLOTS {
-            let slot = Storage {
-                name: format!("staging/{first:?}.{taken}").into(),
-                bytes,
-                place: Place::Pinned,
-                role: Role::Temporary,
-                shared: false,
-            };
-            let id = self.add(&slot, None, second);
-            self.alloc(id);
-            let empty = || Ring {
-                slots: Vec::new(),
-                next: 0,
-            };
-            let ring = self.rings.entry(first).or_insert_with(empty);
-            ring.slots.push(id);
-        }
-        let ring = self
-            .rings
-            .get_mut(&first)
-            .unwrap_or_else(|| panic!("the ring of {first:?} was just made"));
-        ring.next += 1;
-        let id = ring.slots[(ring.next - 1) % SLOTS];
-        let buffer = &mut self.buffers[id.0 as usize];
-        buffer.exact = buffer.exact.max(bytes);
-        buffer.bytes = buffer.exact.round_up(alignment(Place::Pinned));
-        id
-    }
-
     fn span(&self, value: TensorId) -> Span {
         let tensor = self.step.tensor(value);
         Span {
@@ -424,38 +324,6 @@ impl Uses {
     }
 }
 
-/// Bytes of a staging slot: enough for few pieces, small beside what is moved.
-fn tile(step: &Step) -> u64 {
-    let moves = step.nodes.iter().filter(|n| n.op.name() == MOVE);
-    let largest = moves
-        .map(|n| step.type_of(n.inputs[0]).bytes().0)
-        .max()
-        .unwrap_or(0);
-    (largest / 8).next_multiple_of(4096).clamp(TILE.0, TILE.1)
-}
-
-/// The stream that copies between two places directly.
-fn direct(places: (Place, Place)) -> Option<Stream> {
-    use Place::{Disk, Gpu, Host, Pinned};
-    match places {
-        (Gpu, Gpu) => Some(Stream::Compute),
-        (Gpu, Pinned | Host) => Some(Stream::ToHost),
-        (Pinned | Host, Gpu) => Some(Stream::ToDevice),
-        (Pinned | Host, Pinned | Host) => Some(Stream::HostCompute),
-        (Pinned | Host, Disk) => Some(Stream::DiskWrite),
-        (Disk, Pinned | Host) => Some(Stream::DiskRead),
-        _ => None,
-    }
-}
-
-fn piece(span: Span, at: u64, bytes: Bytes) -> Span {
-    Span {
-        buffer: span.buffer,
-        offset: span.offset + Bytes(at),
-        bytes,
-    }
-}
-
 /// The last node to use each storage.
 fn last_uses(step: &Step) -> Vec<Option<(usize, Stream)>> {
     let mut last = vec![None; step.storages.len()];
@@ -465,80 +333,4 @@ fn last_uses(step: &Step) -> Vec<Option<(usize, Stream)>> {
         }
     }
     last
-}
-
-/// The stream in which node `last` really uses `storage`: for a move, that of the copy at its end.
-fn last_stream(step: &Step, last: usize, stream: Stream, storage: StorageId) -> Stream {
-    let node = &step.nodes[last];
-    if node.op.name() != MOVE {
-        return stream;
-    }
-    let (from, to) = (
-        step.storage_of(node.inputs[0]).place,
-        step.storage_of(node.outputs[0]).place,
-    );
-    match (
-        direct((from, to)),
-        step.tensor(node.inputs[0]).storage == storage,
-    ) {
-        (Some(stream), _) => stream,
-        (None, true) => {
-            if from == Place::Disk {
-                Stream::DiskRead
-            } else {
-                Stream::ToHost
-            }
-        }
-        (None, false) => {
-            if to == Place::Disk {
-                Stream::DiskWrite
-            } else {
-                Stream::ToDevice
-            }
-        }
-    }
-}
-
-/// Gives each awaited point an event, signalled right after the instruction it waits for.
-fn number_events(draft: Vec<Draft>, buffers: &[Buffer]) -> (Vec<Instr>, u32) {
-    let mut events: [Vec<Option<EventId>>; Stream::ALL.len()] = Default::default();
-    let mut count = 0;
-    for item in &draft {
-        if let Draft::Wait(_, point) = item {
-            let list = &mut events[point.stream as usize];
-            list.resize(list.len().max(point.done as usize + 1), None);
-            list[point.done as usize].get_or_insert_with(|| {
-                count += 1;
-                EventId(count - 1)
-            });
-        }
-    }
-    let event = |stream: Stream, done: u32| {
-        events[stream as usize]
-            .get(done as usize)
-            .copied()
-            .flatten()
-    };
-    let mut done = Clock::default();
-    let mut code = Vec::with_capacity(draft.len() + count as usize);
-    for item in draft {
-        let instr = match item {
-            Draft::Wait(stream, point) => {
-                code.extend(
-                    event(point.stream, point.done).map(|event| Instr::Wait(stream, event)),
-                );
-                continue;
-            }
-            Draft::Plain(instr) => instr,
-        };
-        code.push(instr);
-        let stream = match instr {
-            Instr::Launch { stream, .. } | Instr::Copy { stream, .. } => stream,
-            Instr::Alloc(id) => buffers[id.0 as usize].home,
-            _ => continue,
-        };
-        done[stream as usize] += 1;
-        code.extend(event(stream, done[stream as usize]).map(|event| Instr::Signal(stream, event)));
-    }
-    (code, count)
 }
