@@ -211,7 +211,8 @@ fn a_plan_with_copies_leaves_a_core_to_them() {
 fn a_validation_runs_a_plan_whole_or_cut_and_every_byte_agrees() {
     let folder = tempfile::tempdir().unwrap();
     let choices = ["recompute:site=layers.0-1", "offload:what=optimizer"];
-    let plan = plan(job(MICRO, 2, 32, Precision::F32, 2), &choices);
+    let config = MICRO.replace(r#""vocab_size":64"#, r#""vocab_size":256"#);
+    let plan = plan(job(&config, 2, 32, Precision::F32, 2), &choices);
     let mut options = validate::Options {
         layers: None,
         steps: 2,
