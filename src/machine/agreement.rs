@@ -133,8 +133,9 @@ pub fn run_case(
         process: case.big.then(|| session.process_peak()),
     };
     agree(&row)?;
+    // Its memory goes before another session takes as much.
+    drop(session);
     if !case.big {
-        drop(session);
         row.distance = Some(distance(case, &row, base, folder, bases)?);
     }
     if calibrated.is_some() {

@@ -139,7 +139,7 @@ fn timed(session: &mut Session, probe: &mut Probe, steps: u64) -> Result<Vec<Tim
         .threads
         .is_some_and(|all| threads(session.plan()) < all);
     let mut now = || match &device.probe {
-        Some(reference) => probe.settled(3).ratio(reference, fewer),
+        Some(reference) => probe.mean(5).ratio(reference, fewer),
         None => 1.0,
     };
     let mut before = now();

@@ -5,7 +5,7 @@ use std::hint::black_box;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use half::{bf16, f16};
 use rayon::prelude::*;
@@ -152,6 +152,26 @@ fn file_rates(file: &mut File) -> std::io::Result<(f64, f64)> {
 fn forget(file: &File) {
     // SAFETY: a system call on a descriptor that is open; it changes no memory of ours.
     unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+}
+
+/// Seconds until a thread that sleeps notices what another says: half of a call and its answer.
+pub(super) fn wake() -> f64 {
+    let (call, called) = std::sync::mpsc::channel::<()>();
+    let (answer, answered) = std::sync::mpsc::channel::<()>();
+    let times = std::thread::scope(|scope| {
+        scope.spawn(move || called.iter().try_for_each(|()| answer.send(())));
+        let round = || {
+            // Both are asleep when a call comes late, as streams are.
+            std::thread::sleep(Duration::from_micros(200));
+            let begin = Instant::now();
+            let heard = call.send(()).is_ok() && answered.recv().is_ok();
+            heard.then(|| begin.elapsed().as_secs_f64() / 2.0)
+        };
+        let times = std::iter::repeat_with(round).take(300).flatten().collect();
+        drop(call);
+        times
+    });
+    quartile(times)
 }
 
 /// Bytes the process keeps for each thread after products of every format.
