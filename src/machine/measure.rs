@@ -18,7 +18,7 @@ use crate::program::{Instr, Program};
 use crate::spec::job::Backend;
 use crate::spec::units::Seconds;
 
-/// Tries of a measurement whose probe moved.
+/// Tries of a measurement whose probe moved, where it is of several steps.
 const TRIES: u32 = 3;
 
 impl Options {
@@ -120,7 +120,7 @@ pub fn measure(session: &mut Session, steps: u64) -> Result<Measurement> {
         let far = ratios.iter().map(|r| (r / ratio - 1.0).abs());
         let moved = far.fold(0.0, f64::max);
         let steady = moved <= STEADY;
-        if steady || tries == TRIES {
+        if steady || steps < 2 || tries == TRIES {
             return compared(session, timed, (ratio, moved, tries, steady));
         }
     }
