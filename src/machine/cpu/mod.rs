@@ -196,10 +196,9 @@ impl Cpu {
             let mut threads = Vec::new();
             for stream in streams(program) {
                 let (sender, receiver) = std::sync::mpsc::channel();
-                let pool = if stream == Stream::Compute {
-                    &*compute
-                } else {
-                    host
+                let pool = match stream {
+                    Stream::Compute => &*compute,
+                    _ => host,
                 };
                 let throttle = throttle(*settings, stream);
                 let seed = settings.seed;
