@@ -36,6 +36,7 @@ mod threads;
 // Training runs: text, weights, saves.
 mod initial;
 mod pytorch;
+mod readme;
 mod run;
 mod saves;
 mod text;

@@ -115,10 +115,15 @@ pub fn run_case(
     let plan = case.plan(&device)?;
     let (base, claim) = case.base(&device)?;
     let mut session = measure::open(plan.clone(), folder, case.settings(!case.big))?;
-    let mut losses = Vec::new();
-    for _ in 0..if case.big { 2 } else { STEPS } {
-        losses.push(session.step()?.loss);
+    // A large case is timed as it runs: it is not run twice.
+    let mut time = None;
+    if case.big && calibrated.is_some() {
+        time = Some(timing(&mut session, 1)?);
     }
+    while session.done() < if case.big { 2 } else { STEPS } {
+        session.step()?;
+    }
+    let losses = session.progress().losses.clone();
     let ran = finish(case, &mut session, folder)?;
     let mut row = Row {
         name: case.name.clone(),
@@ -129,16 +134,18 @@ pub fn run_case(
         claim,
         losses,
         distance: None,
-        time: None,
+        time,
         process: case.big.then(|| session.process_peak()),
     };
     agree(&row)?;
+    // Its memory goes before another session takes as much.
+    drop(session);
     if !case.big {
-        drop(session);
         row.distance = Some(distance(case, &row, base, folder, bases)?);
     }
-    if calibrated.is_some() {
-        row.time = Some(timing(case, plan, folder)?);
+    if calibrated.is_some() && !case.big {
+        let mut session = measure::open(plan, folder, case.settings(false))?;
+        row.time = Some(timing(&mut session, TIMED)?);
     }
     Ok(row)
 }
@@ -224,11 +231,9 @@ fn distance(case: &Case, row: &Row, base: Plan, folder: &Path, bases: &mut Bases
     Err(Error::value("case", &case.name, why, next))
 }
 
-/// The time of a step, measured without poison.
-fn timing(case: &Case, plan: Plan, folder: &Path) -> Result<Timing> {
-    let mut session = measure::open(plan, folder, case.settings(false))?;
-    let steps = if case.big { 2 } else { TIMED };
-    let found = measure(&mut session, steps)?;
+/// The time of a step of a session without poison.
+fn timing(session: &mut Session, steps: u64) -> Result<Timing> {
+    let found = measure(session, steps)?;
     Ok(Timing {
         step: found.step,
         ratio: found.ratio,

@@ -130,6 +130,7 @@ fn device(options: &Options, rates: &Rates) -> Device {
         efficiency: BTreeMap::new(),
         curve: BTreeMap::new(),
         start: None,
+        wake: Some(Seconds(rates::wake())),
         threads: Some(options.cores),
         copy_rate: Some(copy),
         dram: Some(far),

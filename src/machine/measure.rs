@@ -18,7 +18,7 @@ use crate::program::{Instr, Program};
 use crate::spec::job::Backend;
 use crate::spec::units::Seconds;
 
-/// Tries of a measurement whose probe moved.
+/// Tries of a measurement whose probe moved, where it is of several steps.
 const TRIES: u32 = 3;
 
 impl Options {
@@ -121,7 +121,7 @@ pub fn measure(session: &mut Session, steps: u64) -> Result<Measurement> {
         let far = ratios.iter().map(|r| (r / ratio - 1.0).abs());
         let moved = far.fold(0.0, f64::max);
         let steady = moved <= STEADY;
-        if steady || tries == TRIES {
+        if steady || steps < 2 || tries == TRIES {
             return compared(session, timed, (ratio, moved, tries, steady));
         }
     }
@@ -140,7 +140,7 @@ fn timed(session: &mut Session, probe: &mut Probe, steps: u64) -> Result<Vec<Tim
         .threads
         .is_some_and(|all| threads(session.plan()) < all);
     let mut now = || match &device.probe {
-        Some(reference) => probe.settled(3).ratio(reference, fewer),
+        Some(reference) => probe.mean(5).ratio(reference, fewer),
         None => 1.0,
     };
     let mut before = now();

@@ -83,6 +83,19 @@ impl Probe {
     }
 }
 
+impl Probe {
+    /// The mean of `times` readings: what happens to everything that runs now.
+    pub fn mean(&mut self, times: usize) -> Reading {
+        let times = times.max(1);
+        let readings: Vec<Reading> = (0..times).map(|_| self.read()).collect();
+        let mean = |of: fn(&Reading) -> f64| readings.iter().map(of).sum::<f64>() / times as f64;
+        Reading {
+            gemm: mean(|r| r.gemm),
+            copy: mean(|r| r.copy),
+        }
+    }
+}
+
 impl Reading {
     /// How much slower than `reference` this machine is now, for compute on all threads or on one `fewer`.
     pub fn ratio(&self, reference: &device::Probe, fewer: bool) -> f64 {

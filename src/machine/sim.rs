@@ -2,7 +2,7 @@
 
 mod cost;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::Machine;
 use super::timeline::{Mark, Timeline};
@@ -75,6 +75,7 @@ impl Machine for Sim<'_> {
         Ok(EventLoop {
             queues,
             now: self.target.device.start.map_or(0.0, |start| start.0),
+            wake: self.target.device.wake.map_or(0.0, |wake| wake.0),
             ..EventLoop::new(self.program.events)
         }
         .run())
@@ -99,6 +100,9 @@ struct EventLoop {
     happened: Vec<bool>,
     now: f64,
     marks: Vec<Mark>,
+    /// Streams that wait for an event, and the time it takes one to notice it.
+    asleep: BTreeSet<Stream>,
+    wake: f64,
 }
 
 impl EventLoop {
@@ -110,6 +114,8 @@ impl EventLoop {
             happened,
             now: 0.0,
             marks: Vec::new(),
+            asleep: BTreeSet::new(),
+            wake: 0.0,
         }
     }
 
@@ -145,14 +151,19 @@ impl EventLoop {
                 }
                 while let Some(&task) = queue.front() {
                     match task {
-                        Task::Wait(event) if !self.happened[event.0 as usize] => break,
+                        Task::Wait(event) if !self.happened[event.0 as usize] => {
+                            self.asleep.insert(stream);
+                            break;
+                        }
                         Task::Wait(_) => {}
                         Task::Signal(event) => {
                             self.happened[event.0 as usize] = true;
                             changed = true;
                         }
                         Task::Work { at, cost } => {
-                            let (start, left) = (self.now, cost.seconds);
+                            let woken = self.asleep.remove(&stream);
+                            let late = if woken { self.wake } else { 0.0 };
+                            let (start, left) = (self.now + late, cost.seconds + late);
                             self.running.push(Running {
                                 at,
                                 stream,

@@ -72,6 +72,9 @@ pub struct Device {
     /// Time to start a program on a calibrated CPU: the threads of its streams.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start: Option<Seconds>,
+    /// Time in which a thread of a calibrated CPU notices an event of another's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wake: Option<Seconds>,
     /// Threads of a calibrated CPU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threads: Option<u32>,

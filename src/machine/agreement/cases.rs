@@ -288,7 +288,7 @@ impl Case {
     pub fn settings(&self, poison: bool) -> Settings {
         Settings {
             link: self.link,
-            disk: (!self.big).then_some(DISK),
+            disk: Some(DISK),
             poison,
             ..Settings::default()
         }

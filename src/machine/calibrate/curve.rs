@@ -12,7 +12,7 @@ use crate::spec::device::Device;
 const APART: f64 = 1.6;
 
 /// How much faster than the peaks a launch may seem because clocks and neighbours are not steady.
-const NOISE: f64 = 1.10;
+const NOISE: f64 = 1.15;
 
 /// Puts the launches' curves, and the efficiency of each op at its largest size, into `device`.
 pub(super) fn fit(device: &mut Device, launches: BTreeMap<String, Vec<Launch>>) -> Result<()> {

@@ -5,7 +5,7 @@ use std::hint::black_box;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use half::{bf16, f16};
 use rayon::prelude::*;
@@ -36,24 +36,24 @@ pub(super) struct Products {
     pub(super) f16: f64,
 }
 
-/// The best rate of products on `threads` in each format.
+/// The best rate of products in each format: on `threads` together, or that of one times their number if it is higher.
+/// A thread alone finds a quiet moment more easily, and all of them are never faster than each alone.
 pub(super) fn products(threads: u32) -> Result<Products> {
-    let pool = pool(threads)?;
-    pool.install(|| {
-        Ok(Products {
-            f32: best_product::<f32>(threads),
-            bf16: best_product::<bf16>(threads),
-            f16: best_product::<f16>(threads),
-        })
+    Ok(Products {
+        f32: best_product::<f32>(threads)?,
+        bf16: best_product::<bf16>(threads)?,
+        f16: best_product::<f16>(threads)?,
     })
 }
 
-fn best_product<T: Element>(threads: u32) -> f64 {
-    let rates = SIDES.iter().map(|&side| product_rate::<T>(side, threads));
-    rates.fold(0.0, f64::max)
+fn best_product<T: Element>(threads: u32) -> Result<f64> {
+    let alone = pool(1)?.install(|| product_rate::<T>(SIDES[0], 1, 60));
+    let rate = |&side: &usize| product_rate::<T>(side, threads, 6);
+    let together = pool(threads)?.install(|| SIDES.iter().map(rate).fold(0.0, f64::max));
+    Ok(together.max(alone * f64::from(threads)))
 }
 
-fn product_rate<T: Element>(side: usize, threads: u32) -> f64 {
+fn product_rate<T: Element>(side: usize, threads: u32, times: u32) -> f64 {
     let operand = |seed: usize| -> Vec<T> {
         let value = |i: usize| T::narrow(((i * 7 + seed) % 13) as f32 - 6.0);
         (0..side * side).map(value).collect()
@@ -62,7 +62,7 @@ fn product_rate<T: Element>(side: usize, threads: u32) -> f64 {
     let bytes = matmul_scratch(T::DTYPE, T::DTYPE, Backend::Cpu { threads });
     let mut scratch = vec![0.0f32; (bytes.0 / 4) as usize];
     let mut best = f64::INFINITY;
-    for _ in 0..6 {
+    for _ in 0..times {
         let begin = Instant::now();
         let (a, b) = (Mat::new(&a, side, side), Mat::new(&b, side, side));
         let scratch = bytemuck::cast_slice_mut(&mut scratch);
@@ -74,8 +74,9 @@ fn product_rate<T: Element>(side: usize, threads: u32) -> f64 {
 
 /// Best rates of the streaming triad `a = b + s c`, B/s: out of the first cache, which nothing passes, and out of memory.
 pub(super) fn triads(threads: u32) -> Result<(f64, f64)> {
-    let pool = pool(threads)?;
-    Ok(pool.install(|| (triad(threads, NEAR, 20_000), triad(threads, FAR, 1))))
+    let near = pool(1)?.install(|| triad(1, NEAR, 4_000));
+    let far = pool(threads)?.install(|| triad(threads, FAR, 1));
+    Ok((near * f64::from(threads), far))
 }
 
 /// The rate of triads over arrays of `bytes` a thread, each walked `times` times.
@@ -84,7 +85,7 @@ fn triad(threads: u32, bytes: usize, times: usize) -> f64 {
     let arrays = || [vec![0.0f32; len], vec![1.0; len], vec![2.0; len]];
     let mut sets: Vec<[Vec<f32>; 3]> = (0..threads).map(|_| arrays()).collect();
     let mut best = f64::INFINITY;
-    for _ in 0..5 {
+    for _ in 0..10 {
         let begin = Instant::now();
         sets.par_iter_mut().with_max_len(1).for_each(|[a, b, c]| {
             for _ in 0..times {
@@ -151,6 +152,26 @@ fn file_rates(file: &mut File) -> std::io::Result<(f64, f64)> {
 fn forget(file: &File) {
     // SAFETY: a system call on a descriptor that is open; it changes no memory of ours.
     unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+}
+
+/// Seconds until a thread that sleeps notices what another says: half of a call and its answer.
+pub(super) fn wake() -> f64 {
+    let (call, called) = std::sync::mpsc::channel::<()>();
+    let (answer, answered) = std::sync::mpsc::channel::<()>();
+    let times = std::thread::scope(|scope| {
+        scope.spawn(move || called.iter().try_for_each(|()| answer.send(())));
+        let round = || {
+            // Both are asleep when a call comes late, as streams are.
+            std::thread::sleep(Duration::from_micros(200));
+            let begin = Instant::now();
+            let heard = call.send(()).is_ok() && answered.recv().is_ok();
+            heard.then(|| begin.elapsed().as_secs_f64() / 2.0)
+        };
+        let times = std::iter::repeat_with(round).take(300).flatten().collect();
+        drop(call);
+        times
+    });
+    quartile(times)
 }
 
 /// Bytes the process keeps for each thread after products of every format.

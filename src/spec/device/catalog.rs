@@ -176,6 +176,7 @@ impl Row {
             efficiency: BTreeMap::new(),
             curve: BTreeMap::new(),
             start: None,
+            wake: None,
             threads: None,
             copy_rate: None,
             dram: None,

@@ -16,9 +16,11 @@ pub(super) fn check(device: &Device) -> Result<()> {
     if !(device.launch.0.is_finite() && device.launch.0 >= 0.0) {
         return Err(bad(device, "launch", device.launch.0, "not a duration"));
     }
-    let start = device.start.map_or(0.0, |start| start.0);
-    if !(start.is_finite() && start >= 0.0) {
-        return Err(bad(device, "start", start, "not a duration"));
+    for (field, value) in [("start", device.start), ("wake", device.wake)] {
+        let value = value.map_or(0.0, |value| value.0);
+        if !(value.is_finite() && value >= 0.0) {
+            return Err(bad(device, field, value, "not a duration"));
+        }
     }
     if device.threads == Some(0) {
         return Err(bad(device, "threads", 0, "a CPU has at least one"));
