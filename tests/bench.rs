@@ -141,7 +141,7 @@ pub fn distance(a: &[f32], b: &[f32]) -> f64 {
     assert_eq!(a.len(), b.len());
     assert!(a.iter().chain(b).all(|x| x.is_finite()));
     let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
-    let difference = norm(&mut a.iter().zip(b).map(|(a, b)| f64::from(a - b)));
+    let difference = norm(&mut a.iter().zip(b).map(|(a, b)| f64::from(*a) - f64::from(*b)));
     difference / norm(&mut b.iter().map(|&b| f64::from(b))).max(1e-30)
 }
 

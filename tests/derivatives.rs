@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor, Var};
-use half::{bf16, f16};
 use memfit::graph::backward::{Gradients, differentiate};
-use memfit::graph::op::{Element, Op};
+use memfit::graph::op::Op;
 use memfit::graph::random::Key;
 use memfit::graph::tensor::{DType, Role, TensorId, Type};
 use memfit::graph::{Phase, Spot, Step};
 use memfit::spec::job::Place;
 
+use crate::bench::{bytes_of, distance, flat, floats};
 use crate::reference::Evaluator;
 
 /// An op and values for its inputs.
@@ -43,25 +43,13 @@ pub fn case(op: impl Op + 'static, shapes: &[&[u64]]) -> Case {
 }
 
 fn put(evaluator: &mut Evaluator, id: TensorId, values: &[f32]) {
-    fn narrowed<T: Element>(values: &[f32]) -> Vec<T> {
-        values.iter().map(|&v| T::narrow(v)).collect()
-    }
-    match evaluator.step.type_of(id).dtype {
-        DType::Bf16 => evaluator.set(id, &narrowed::<bf16>(values)),
-        DType::F16 => evaluator.set(id, &narrowed::<f16>(values)),
-        _ => evaluator.set(id, values),
-    }
+    let dtype = evaluator.step.type_of(id).dtype;
+    evaluator.raw(id).copy_from_slice(&bytes_of(values, dtype));
 }
 
 fn wide(evaluator: &mut Evaluator, id: TensorId) -> Vec<f32> {
-    fn widened<T: Element>(values: Vec<T>) -> Vec<f32> {
-        values.into_iter().map(T::wide).collect()
-    }
-    match evaluator.step.type_of(id).dtype {
-        DType::Bf16 => widened(evaluator.get::<bf16>(id)),
-        DType::F16 => widened(evaluator.get::<f16>(id)),
-        _ => evaluator.get(id),
-    }
+    let dtype = evaluator.step.type_of(id).dtype;
+    floats(evaluator.raw(id), dtype)
 }
 
 impl Case {
@@ -150,7 +138,6 @@ impl Case {
         let vars: Vec<Var> = self.inputs.iter().map(var).collect();
         let tensors: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
         let y = forward(&tensors).unwrap();
-        let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         let seed = self.seed(y.elem_count());
         let seed = Tensor::from_vec(seed, y.shape(), &Device::Cpu).unwrap();
         let loss = (&y * seed).unwrap().sum_all().unwrap();
@@ -166,8 +153,8 @@ impl Case {
     pub fn agrees_with_candle(&self, forward: impl Fn(&[Tensor]) -> candle_core::Result<Tensor>) {
         self.run(DType::F32).is_near(&self.candle(&forward), 1e-5);
         let mut rounded = self.clone();
-        for value in rounded.inputs.iter_mut().flat_map(|(_, v)| v) {
-            *value = bf16::narrow(*value).wide();
+        for (_, values) in &mut rounded.inputs {
+            *values = crate::bench::rounded(values, DType::Bf16);
         }
         let wanted = rounded.candle(&forward);
         self.run(DType::Bf16).is_near(&wanted, 1e-2);
@@ -221,19 +208,4 @@ impl Ran {
             assert!(error < tolerance, "gradient {i} differs by {error:e}");
         }
     }
-}
-
-/// |got - wanted| / |wanted|; infinite where something is not finite.
-pub fn distance(got: &[f32], wanted: &[f32]) -> f64 {
-    assert_eq!(got.len(), wanted.len());
-    if got.iter().chain(wanted).any(|x| !x.is_finite()) {
-        return f64::INFINITY;
-    }
-    let square = |x: f64| x * x;
-    let pairs = got.iter().zip(wanted);
-    let error: f64 = pairs
-        .map(|(g, w)| square(f64::from(*g) - f64::from(*w)))
-        .sum();
-    let size: f64 = wanted.iter().map(|w| square(f64::from(*w))).sum();
-    (error / size.max(1e-30)).sqrt()
 }

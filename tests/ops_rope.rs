@@ -8,7 +8,8 @@ use memfit::graph::op::rope::Rope;
 use memfit::graph::tensor::DType;
 use memfit::spec::model::{Rotary, RotaryScaling};
 
-use crate::derivatives::{Case, case, distance};
+use crate::bench::distance;
+use crate::derivatives::{Case, case};
 
 const LLAMA3: RotaryScaling = RotaryScaling::Llama3 {
     factor: 8.0,

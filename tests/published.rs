@@ -208,7 +208,7 @@ impl Published<'_> {
     /// 0 where a query sees a key, very low elsewhere: (T, T).
     fn mask(&self, layer: usize) -> Result<Tensor> {
         let seq = self.batch.seq;
-        let slides = !self.is(&["gemma2"]) || layer % 2 == 0;
+        let slides = !self.is(&["gemma2"]) || layer.is_multiple_of(2);
         let window = self.config["sliding_window"]
             .as_u64()
             .filter(|_| slides)

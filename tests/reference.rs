@@ -4,7 +4,7 @@ use memfit::error::Result;
 use memfit::graph::Step;
 use memfit::graph::op::{Io, Port, Scalars, View, ViewMut};
 use memfit::graph::random::Key;
-use memfit::graph::tensor::TensorId;
+use memfit::graph::tensor::{TensorId, Type};
 use memfit::spec::job::Backend;
 
 /// An outside that has nothing and takes everything.
@@ -66,89 +66,60 @@ impl Evaluator {
 
     /// Runs nodes `range` in order.
     pub fn run(&mut self, range: std::ops::Range<usize>) -> Result<()> {
-        for index in range {
-            let node = self.step.nodes[index].clone();
-            let alias = self.step.overwrites(&node);
-            let types_in: Vec<_> = node
-                .inputs
-                .iter()
-                .map(|&i| self.step.type_of(i).clone())
-                .collect();
-            let types_out: Vec<_> = node
-                .outputs
-                .iter()
-                .map(|&i| self.step.type_of(i).clone())
-                .collect();
-            let ins: Vec<Vec<u64>> = node
-                .inputs
-                .iter()
-                .enumerate()
-                .map(|(i, &id)| {
-                    let mut words = Vec::new();
-                    if !alias.contains(&Some(i)) {
-                        let bytes = self.raw(id).to_vec();
-                        words = vec![0u64; bytes.len().div_ceil(8)];
-                        bytemuck::cast_slice_mut::<u64, u8>(&mut words)[..bytes.len()]
-                            .copy_from_slice(&bytes);
-                    }
-                    words
-                })
-                .collect();
-            let mut outs: Vec<Vec<u64>> = node
-                .outputs
-                .iter()
-                .map(|&id| {
-                    let bytes = self.raw(id).to_vec();
-                    let mut words = vec![0u64; bytes.len().div_ceil(8)];
-                    bytemuck::cast_slice_mut::<u64, u8>(&mut words)[..bytes.len()]
-                        .copy_from_slice(&bytes);
-                    words
-                })
-                .collect();
-            let mut scratch = vec![
-                u64::MAX;
-                node.op
-                    .scratch(&types_in, Backend::Cpu { threads: 2 })
-                    .0
-                    .div_ceil(8) as usize
-                    + 8
-            ];
-            let skip = scratch.as_ptr().align_offset(64);
-            let len = node.op.scratch(&types_in, Backend::Cpu { threads: 2 }).0 as usize;
-            let mut io = Io {
-                inputs: types_in
-                    .iter()
-                    .zip(&ins)
-                    .map(|(at, w)| View {
-                        at,
-                        bytes: &bytemuck::cast_slice(w)[..if w.is_empty() {
-                            0
-                        } else {
-                            at.bytes().0 as usize
-                        }],
-                    })
-                    .collect(),
-                outputs: types_out
-                    .iter()
-                    .zip(&mut outs)
-                    .map(|(at, w)| ViewMut {
-                        at,
-                        bytes: &mut bytemuck::cast_slice_mut(w)[..at.bytes().0 as usize],
-                    })
-                    .collect(),
-                scratch: &mut bytemuck::cast_slice_mut(&mut scratch[skip..])[..len],
-                key: Key::new(self.seed, self.scalars.step, &node.origin),
-                scalars: self.scalars,
-                port: &*self.port,
-            };
-            node.op.cpu(&mut io)?;
-            drop(io);
-            for (&id, words) in node.outputs.iter().zip(&outs) {
-                let bytes: &[u8] = bytemuck::cast_slice(words);
-                let into = self.raw(id);
-                let len = into.len();
-                into.copy_from_slice(&bytes[..len]);
-            }
+        range.into_iter().try_for_each(|index| self.node(index))
+    }
+
+    fn types(&self, values: &[TensorId]) -> Vec<Type> {
+        values
+            .iter()
+            .map(|&v| self.step.type_of(v).clone())
+            .collect()
+    }
+
+    /// A copy of a value, aligned for any element.
+    fn words(&mut self, id: TensorId) -> Vec<u64> {
+        let bytes = self.raw(id);
+        let mut words = vec![0u64; bytes.len().div_ceil(8)];
+        bytemuck::cast_slice_mut::<u64, u8>(&mut words)[..bytes.len()].copy_from_slice(bytes);
+        words
+    }
+
+    fn node(&mut self, index: usize) -> Result<()> {
+        let node = self.step.nodes[index].clone();
+        let alias = self.step.overwrites(&node);
+        let (types_in, types_out) = (self.types(&node.inputs), self.types(&node.outputs));
+        let mut ins = Vec::new();
+        for (i, &id) in node.inputs.iter().enumerate() {
+            let kept = !alias.contains(&Some(i));
+            ins.push(if kept { self.words(id) } else { Vec::new() });
+        }
+        let mut outs: Vec<Vec<u64>> = node.outputs.iter().map(|&id| self.words(id)).collect();
+        let backend = Backend::Cpu { threads: 2 };
+        let scratch = node.op.scratch(&types_in, backend).0 as usize;
+        let mut arbitrary = vec![u64::MAX; scratch.div_ceil(8) + 8];
+        let skip = arbitrary.as_ptr().align_offset(64);
+        let inputs = types_in.iter().zip(&ins).map(|(at, words)| {
+            let bytes: &[u8] = bytemuck::cast_slice(words);
+            let bytes = &bytes[..bytes.len().min(at.bytes().0 as usize)];
+            View { at, bytes }
+        });
+        let outputs = types_out.iter().zip(&mut outs).map(|(at, words)| ViewMut {
+            at,
+            bytes: &mut bytemuck::cast_slice_mut(words)[..at.bytes().0 as usize],
+        });
+        let mut io = Io {
+            inputs: inputs.collect(),
+            outputs: outputs.collect(),
+            scratch: &mut bytemuck::cast_slice_mut(&mut arbitrary[skip..])[..scratch],
+            key: Key::new(self.seed, self.scalars.step, &node.origin),
+            scalars: self.scalars,
+            port: &*self.port,
+        };
+        node.op.cpu(&mut io)?;
+        for (&id, words) in node.outputs.iter().zip(&outs) {
+            let into = self.raw(id);
+            let len = into.len();
+            into.copy_from_slice(&bytemuck::cast_slice(words)[..len]);
         }
         Ok(())
     }

@@ -51,7 +51,8 @@ pub fn overlap(device: &Device, folder: &Path) -> Result<Overlap> {
         folder,
         settings,
     )?;
-    (without.step()?, with.step()?);
+    without.step()?;
+    with.step()?;
     let (mut plain, mut sent, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..PAIRS {
         let (a, b) = (without.step()?.seconds.0, with.step()?.seconds.0);
