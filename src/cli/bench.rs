@@ -205,7 +205,7 @@ fn open(name: &str, steps: u64, saves: &Path, resume: bool) -> Result<Session> {
     recover(saves)?;
     let options = Options {
         steps,
-        rate: 1e-3,
+        rate: 6e-4,
         schedule: Schedule::Cosine,
         warmup: 20,
         seed: 1,
