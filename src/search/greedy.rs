@@ -45,23 +45,26 @@ fn bases(request: &Request) -> Vec<Proposal> {
         return bases;
     }
     // With a fused update a gradient is gone before the next one comes; without, it is sent to where its update is.
-    let follow = fused.unwrap_or(gradients);
+    // Gradients that micro-batches add to stay on the device.
+    let accumulates = request.fixed.iter().any(|c| c.technique == "accumulate");
+    let follow = fused.or((!accumulates).then_some(gradients));
+    let with = |more: Vec<Choice>| follow.iter().cloned().chain(more).collect::<Vec<Choice>>();
     bases.push((
         "state on host, updated on device".into(),
-        vec![follow.clone(), device],
+        with(vec![device]),
     ));
-    bases.push(("state on host".into(), vec![follow.clone(), host.clone()]));
+    bases.push(("state on host".into(), with(vec![host.clone()])));
     bases.push((
         "state and weights on host".into(),
-        vec![follow.clone(), host, parameters.clone()],
+        with(vec![host, parameters.clone()]),
     ));
     bases.push((
         "state on disk, weights on host".into(),
-        vec![follow.clone(), disk.clone(), parameters],
+        with(vec![disk.clone(), parameters]),
     ));
     bases.push((
         "state and weights on disk".into(),
-        vec![follow, disk, parameters_on_disk],
+        with(vec![disk, parameters_on_disk]),
     ));
     bases
 }

@@ -20,8 +20,8 @@ pub(super) const PASS: u64 = 16;
 
 /// `loss = scale[0] · Σ -log softmax(logits[n])[targets[n]]` over rows whose target is not [`IGNORED`].
 ///
-/// Inputs: logits [N, V], targets [N] (U32), scale [2] (F32: one over the tokens that count in the whole batch, and
-/// the loss scale). Outputs: loss [1] (F32, without loss scale) and, with `gradient`, dlogits in place of the
+/// Inputs: logits (N, V), targets (N) (U32), scale (2) (F32: one over the tokens that count in the whole batch, and
+/// the loss scale). Outputs: loss (1) (F32, without loss scale) and, with `gradient`, dlogits in place of the
 /// logits, times both scales: the loss is the root of the derivative, so no gradient of it is asked for.
 #[derive(Debug, Clone)]
 pub struct CrossEntropy {

@@ -18,7 +18,7 @@ use crate::with_float;
 /// The mask is no tensor: it is drawn again from the node's key, so the derivative is this op on dy.
 #[derive(Debug, Clone)]
 pub struct Dropout {
-    /// Probability of a zero, in [0, 1].
+    /// Probability of a zero, in (0, 1).
     pub rate: f64,
     /// Whether y overwrites x.
     pub in_place: bool,

@@ -17,7 +17,7 @@ const COLUMNS: usize = 256;
 /// Tokens one task of the backward sums at least, unless they are all of one row.
 const TOKENS: usize = 128;
 
-/// `y[n] = scale · table[ids[n]]`: table [V, H] and ids [N] (U32) to y [N, H].
+/// `y[n] = scale · table[ids[n]]`: table (V, H) and ids (N) (U32) to y (N, H).
 ///
 /// Gemma scales by √H (Gemma Team 2024, arXiv:2403.08295); others by 1.
 #[derive(Debug, Clone)]
@@ -26,7 +26,7 @@ pub struct Embedding {
     pub scale: f64,
 }
 
-/// The table's gradient: dy [N, H], ids [N] and, if accumulating, the sum so far [V, H], to dtable [V, H].
+/// The table's gradient: dy (N, H), ids (N) and, if accumulating, the sum so far (V, H), to dtable (V, H).
 ///
 /// Tokens are sorted, then each row sums its tokens in their order in f32 and rounds once: no atomics.
 #[derive(Debug, Clone)]
@@ -142,7 +142,7 @@ impl Op for EmbeddingBackward {
     }
 }
 
-/// Gradients of rows of a table: dy [N, H].
+/// Gradients of rows of a table: dy (N, H).
 struct Gradients<'a, X> {
     /// The elements of dy.
     rows: &'a [X],
@@ -220,7 +220,7 @@ vectorized! {
     }
 }
 
-/// `x[n] += table[n mod seq + offset]`: x [N, H], which the output overwrites, and table [P, H].
+/// `x[n] += table[n mod seq + offset]`: x (N, H), which the output overwrites, and table (P, H).
 ///
 /// Learned positions (Vaswani et al. 2017; OPT starts at offset 2). With `seq` 1 every row gets row `offset`, as
 /// with one token type everywhere (BERT, Devlin et al. 2019).
@@ -232,7 +232,7 @@ pub struct PositionEmbedding {
     pub offset: u64,
 }
 
-/// The table's gradient: dy [N, H] and, if accumulating, the sum so far [P, H], to dtable [P, H].
+/// The table's gradient: dy (N, H) and, if accumulating, the sum so far (P, H), to dtable (P, H).
 #[derive(Debug, Clone)]
 pub struct PositionEmbeddingBackward {
     /// As of the forward op.

@@ -15,8 +15,8 @@ use rayon::prelude::*;
 /// [`CrossEntropy`](super::cross_entropy::CrossEntropy) of `x · weightᵀ`, `rows` tokens at a time
 /// (Hsu et al. 2024, Liger Kernel, arXiv:2410.10989).
 ///
-/// Inputs: x [N, H], weight [V, H], targets [N] (U32), scale [2] (F32). Outputs: loss [1] (F32) and, with `gradient`,
-/// dx [N, H] and dweight [V, H] in `format`. Logits and their gradient are f32, in scratch, one chunk at a time;
+/// Inputs: x (N, H), weight (V, H), targets (N) (U32), scale (2) (F32). Outputs: loss (1) (F32) and, with `gradient`,
+/// dx (N, H) and dweight (V, H) in `format`. Logits and their gradient are f32, in scratch, one chunk at a time;
 /// a 16-bit dweight over several chunks is summed in f32 in scratch too and rounded once.
 #[derive(Debug, Clone)]
 pub struct LinearCrossEntropy {

@@ -62,7 +62,7 @@ mod wide {
 /// ```text
 /// vectorized! {
 ///     /// `y += a * x`.
-///     pub fn axpy<T: Element>(a: f32, x: &[T], y: &mut [f32]) {
+///     pub fn axpy<T: Element>(a: f32, x: &(T), y: &mut [f32]) {
 ///         for (y, x) in y.iter_mut().zip(x) { *y += a * x.wide(); }
 ///     }
 /// }

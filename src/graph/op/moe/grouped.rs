@@ -10,17 +10,17 @@ use crate::spec::job::Backend;
 use crate::spec::units::Bytes;
 use crate::with_float;
 
-/// `y = rows · weight[e]ᵀ` for the rows `offsets[e]..offsets[e + 1]` of each expert: rows [R, I], weight [E, O, I] and
-/// offsets [E + 1] (U32) to y [R, O].
+/// `y = rows · weight[e]ᵀ` for the rows `offsets[e]..offsets[e + 1]` of each expert: rows (R, I), weight (E, O, I) and
+/// offsets (E + 1) (U32) to y (R, O).
 #[derive(Debug, Clone)]
 pub struct GroupedLinear;
 
-/// The rows' gradient: dy [R, O], weight [E, O, I] and offsets [E + 1] to drows [R, I].
+/// The rows' gradient: dy (R, O), weight (E, O, I) and offsets (E + 1) to drows (R, I).
 #[derive(Debug, Clone)]
 pub struct GroupedLinearInputGradient;
 
-/// The weight's gradient: dy [R, O], rows [R, I], offsets [E + 1] and, if accumulating, the sum so far, to dweight
-/// [E, O, I]; zero for experts without rows.
+/// The weight's gradient: dy (R, O), rows (R, I), offsets (E + 1) and, if accumulating, the sum so far, to dweight
+/// (E, O, I); zero for experts without rows.
 #[derive(Debug, Clone)]
 pub struct GroupedLinearWeightGradient {
     /// Format of the gradient.

@@ -17,8 +17,8 @@ const TOKENS: usize = 64;
 /// Softmax over experts, the `k` largest, renormalized to one (Jiang et al. 2024, Mixtral, arXiv:2401.04088), which
 /// is the softmax of the `k` largest logits; equal logits go to the lower expert.
 ///
-/// Input: logits [N, E]. Outputs: weights [N, k] (F32), order [N·k] (slots sorted by expert, then by number),
-/// offsets [E + 1] (where each expert's slots begin in `order`), chosen [N, k] (experts by rank); the last three U32.
+/// Input: logits (N, E). Outputs: weights (N, k) (F32), order (N·k) (slots sorted by expert, then by number),
+/// offsets (E + 1) (where each expert's slots begin in `order`), chosen (N, k) (experts by rank); the last three U32.
 #[derive(Debug, Clone)]
 pub struct Route {
     /// Experts E.
@@ -27,7 +27,7 @@ pub struct Route {
     pub top_k: u64,
 }
 
-/// The logits' gradient: dweights, weights [N, k] (F32) and chosen [N, k] (U32) to dlogits [N, E].
+/// The logits' gradient: dweights, weights (N, k) (F32) and chosen (N, k) (U32) to dlogits (N, E).
 #[derive(Debug, Clone)]
 pub struct RouteBackward {
     /// Experts E.

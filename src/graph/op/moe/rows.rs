@@ -15,23 +15,23 @@ use crate::with_float;
 /// Columns summed at a time, in f32 on the stack.
 const COLUMNS: usize = 256;
 
-/// `rows[r] = x[order[r] / k]`: x [N, H] and order [N·k] (U32) to rows [N·k, H].
+/// `rows[r] = x[order[r] / k]`: x (N, H) and order (N·k) (U32) to rows (N·k, H).
 #[derive(Debug, Clone)]
 pub struct Gather;
 
-/// `dx[n] = Σ drows` of the token's slots, by rank: drows [N·k, H] and order [N·k] to dx [N, H].
+/// `dx[n] = Σ drows` of the token's slots, by rank: drows (N·k, H) and order (N·k) to dx (N, H).
 #[derive(Debug, Clone)]
 pub struct GatherBackward {
     /// Slots k of each token.
     pub top_k: u64,
 }
 
-/// `y[n] = Σ weights[n, j] · row` of the token's slots, by rank: rows [N·k, H], weights [N, k] (F32) and order [N·k]
-/// (U32) to y [N, H].
+/// `y[n] = Σ weights[n, j] · row` of the token's slots, by rank: rows (N·k, H), weights (N, k) (F32) and order (N·k)
+/// (U32) to y (N, H).
 #[derive(Debug, Clone)]
 pub struct Combine;
 
-/// Both gradients: dy [N, H], rows [N·k, H], weights [N, k] and order [N·k] to drows [N·k, H] and dweights [N, k].
+/// Both gradients: dy (N, H), rows (N·k, H), weights (N, k) and order (N·k) to drows (N·k, H) and dweights (N, k).
 #[derive(Debug, Clone)]
 pub struct CombineBackward;
 

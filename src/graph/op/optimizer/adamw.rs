@@ -12,7 +12,7 @@ use crate::spec::units::Bytes;
 
 /// AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101), in PyTorch's form, with the rate and count of the step.
 ///
-/// Inputs: gradient, parameter, master (F32, with `master`), m and v (F32, zero before the first step), guard [3]
+/// Inputs: gradient, parameter, master (F32, with `master`), m and v (F32, zero before the first step), guard (3)
 /// (with `guard`, see [`ClipScale`](super::ClipScale)). Outputs overwrite all between gradient and guard, in this order.
 #[derive(Debug, Clone)]
 pub struct AdamW {

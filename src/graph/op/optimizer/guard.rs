@@ -20,15 +20,15 @@ const LANES: usize = 16;
 /// What PyTorch adds to the norm it divides by.
 const EPS: f64 = 1e-6;
 
-/// `Σ gradient²` to [1] (F32), summed in f64 by fixed chunks; what is not finite stays so.
+/// `Σ gradient²` to (1) (F32), summed in f64 by fixed chunks; what is not finite stays so.
 #[derive(Debug, Clone)]
 pub struct SquareSum;
 
 /// What to do with gradients of this size (Pascanu et al. 2013, arXiv:1211.5063; loss scaling: Micikevicius et al.
 /// 2018, arXiv:1710.03740).
 ///
-/// Inputs: any number of [`SquareSum`]s and, with `loss_scale`, scale [2] (F32, the loss scale second). Output: guard
-/// [3] (F32): what to multiply gradients by, 1 if they are all finite or else 0, and their norm without loss scale.
+/// Inputs: any number of [`SquareSum`]s and, with `loss_scale`, scale (2) (F32, the loss scale second). Output: guard
+/// (3) (F32): what to multiply gradients by, 1 if they are all finite or else 0, and their norm without loss scale.
 #[derive(Debug, Clone)]
 pub struct ClipScale {
     /// Norm above which gradients are scaled down to it; `None` never clips.

@@ -13,7 +13,7 @@ use crate::spec::units::Bytes;
 /// SGD in PyTorch's form, with momentum (Polyak 1964) or Nesterov's (Sutskever et al. 2013), at the rate of the step.
 ///
 /// Inputs: gradient, parameter, master (F32, with `master`), momentum buffer (F32, zero before the first step; only
-/// where `momentum` is not 0), guard [3] (with `guard`, see [`ClipScale`](super::ClipScale)). Outputs overwrite all
+/// where `momentum` is not 0), guard (3) (with `guard`, see [`ClipScale`](super::ClipScale)). Outputs overwrite all
 /// between gradient and guard, in this order.
 #[derive(Debug, Clone)]
 pub struct Sgd {
