@@ -12,7 +12,6 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::spec::job::Place;
-use crate::spec::units::Bytes;
 use op::{Op, Output};
 use tensor::{Name, Role, Storage, StorageId, Tensor, TensorId, Type};
 
@@ -307,15 +306,6 @@ impl Step {
             })
         };
         node.outputs.iter().map(place).collect()
-    }
-
-    /// Total bytes of shared storages with `role`.
-    pub fn shared_bytes(&self, role: Role) -> Bytes {
-        self.storages
-            .iter()
-            .filter(|s| s.shared && s.role == role)
-            .map(|s| s.bytes)
-            .sum()
     }
 }
 

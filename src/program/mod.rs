@@ -122,14 +122,6 @@ impl Program {
         }
     }
 
-    /// Whether any stream beside Compute works in it.
-    pub fn is_concurrent(&self) -> bool {
-        self.code.iter().any(|i| match i {
-            Instr::Launch { stream, .. } | Instr::Copy { stream, .. } => *stream != Stream::Compute,
-            _ => false,
-        })
-    }
-
     /// A hash of the text and the placement, stable across runs and machines (FNV-1a over its printed form).
     pub fn hash(&self) -> u64 {
         let mut hash = Fnv(0xcbf2_9ce4_8422_2325);
