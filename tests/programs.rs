@@ -5,6 +5,7 @@ use std::sync::Mutex;
 use memfit::error::Result;
 use memfit::graph::When;
 use memfit::graph::op::{Port, Scalars};
+use memfit::graph::order::is_ordered;
 use memfit::graph::random::Key;
 use memfit::machine::cpu::{Cpu, Settings};
 use memfit::plan::{Choice, Plan};
@@ -260,5 +261,31 @@ fn techniques_that_claim_rounding_stay_close() {
             .map(|(a, b)| (a - b).abs())
             .fold(0.0, f32::max);
         assert!(worst < 1e-4, "{choices:?}: {losses:?} against {plain:?}");
+    }
+}
+
+#[test]
+fn every_step_stands_in_an_order_its_dependencies_allow() {
+    for choices in [
+        &["accumulate:micro=2", "recompute:what=attention"][..],
+        &[
+            "fused_update",
+            "recompute:segment=2",
+            "offload:what=parameters",
+        ],
+        &[
+            "offload:what=gradients",
+            "offload:what=optimizer,update=host",
+        ],
+    ] {
+        let set = plan(job(MICRO, 4, 16, Precision::Bf16, 2), choices)
+            .steps()
+            .unwrap();
+        for (when, step) in &set.steps {
+            assert!(is_ordered(step), "{choices:?}: {when:?}");
+            let mut turned = step.clone();
+            turned.nodes.reverse();
+            assert!(!is_ordered(&turned), "{choices:?}: {when:?} backwards");
+        }
     }
 }

@@ -223,3 +223,41 @@ fn bad_input_is_named_with_the_next_step() {
         assert!(text.contains(wanted), "{arguments:?}: {text}");
     }
 }
+
+/// The error text of a run that may write files of at most `blocks` times 512 bytes, as on a disk that is full.
+fn refused_on_a_full_disk(blocks: &str, more: &[&str]) -> String {
+    let run = command(more);
+    let output = Command::new("sh")
+        .args(["-c", "trap '' XFSZ; ulimit -f \"$0\"; exec \"$@\"", blocks])
+        .arg(run.get_program())
+        .args(run.get_args())
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    assert!(!text.contains("panicked"), "{text}");
+    text
+}
+
+#[test]
+fn a_full_disk_during_offload_or_save_is_an_error_and_loses_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_str().unwrap();
+    let fix = "offload:what=optimizer,to=disk";
+    let offload = ["--fix", fix, "--offload-dir", path, "--steps", "1"];
+    let text = refused_on_a_full_disk("1000", &offload);
+    assert!(text.contains(path), "{text}");
+
+    let save = folder.path().join("save");
+    let saving = |steps: &'static str| ["--steps", steps, "--save", save.to_str().unwrap()];
+    json(&saving("1"));
+    let before = saved(&save);
+    let text = refused_on_a_full_disk("1000", &saving("2"));
+    assert!(text.contains(path), "{text}");
+    assert_eq!(saved(&save), before, "the save before is whole");
+    assert_eq!(
+        std::fs::read_dir(folder.path()).unwrap().count(),
+        1,
+        "nothing is left beside it"
+    );
+}

@@ -1,6 +1,9 @@
 //! Whole training steps on one, two and three threads: the same bits.
 
-use memfit::spec::job::Precision;
+use half::bf16;
+use memfit::graph::op::Element;
+use memfit::graph::op::gemm::{Mat, matmul, matmul_scratch};
+use memfit::spec::job::{Backend, Precision};
 
 use crate::programs::{job, plan, train};
 
@@ -38,6 +41,69 @@ fn losses_do_not_depend_on_the_number_of_threads() {
                     bits(&many),
                     "{choices:?} in {precision:?} on {threads} threads: {many:?}, not {one:?}"
                 );
+            }
+        }
+    }
+}
+
+/// The product of an (m, k) by a (k, n) matrix on `threads` threads, each operand stored by columns where `turned` says so.
+fn product<T: Element>(
+    (m, n, k): (usize, usize, usize),
+    turned: [bool; 2],
+    threads: u32,
+) -> Vec<T> {
+    let values = |count: usize, seed: usize| -> Vec<T> {
+        let value = |i: usize| ((i * 7919 + seed) % 1013) as f32 / 331.0 - 1.5;
+        (0..count).map(|i| T::narrow(value(i))).collect()
+    };
+    let (a, b) = (values(m * k, 1), values(k * n, 2));
+    let a = if turned[0] {
+        Mat::new(&a, k, m).t()
+    } else {
+        Mat::new(&a, m, k)
+    };
+    let b = if turned[1] {
+        Mat::new(&b, n, k).t()
+    } else {
+        Mat::new(&b, k, n)
+    };
+    let bytes = matmul_scratch(T::DTYPE, T::DTYPE, Backend::Cpu { threads });
+    let mut scratch = vec![0f32; bytes.0 as usize / 4];
+    let mut made = vec![T::narrow(0.0); m * n];
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads as usize);
+    pool.build().unwrap().install(|| {
+        matmul(
+            &mut made,
+            n,
+            a,
+            b,
+            false,
+            bytemuck::cast_slice_mut(&mut scratch),
+        );
+    });
+    made
+}
+
+#[test]
+fn products_do_not_depend_on_the_number_of_threads() {
+    let sizes = [1, 2, 15, 16, 17, 63, 65, 97, 130, 193, 385, 700];
+    for (turn, &m) in sizes.iter().enumerate() {
+        for &n in &sizes {
+            for k in [1, 64, 513, 1100] {
+                let turned = [turn % 2 == 0, (turn / 2 + n) % 2 == 0];
+                let wide: Vec<f32> = product((m, n, k), turned, 1);
+                let half: Vec<bf16> = product((m, n, k), turned, 1);
+                for threads in [2, 3, 16] {
+                    let shape = (m, n, k);
+                    assert!(
+                        wide == product::<f32>(shape, turned, threads),
+                        "{shape:?} on {threads}"
+                    );
+                    assert!(
+                        half == product::<bf16>(shape, turned, threads),
+                        "{shape:?} on {threads}, bf16"
+                    );
+                }
             }
         }
     }

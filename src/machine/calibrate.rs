@@ -14,6 +14,7 @@ use crate::error::Result;
 use crate::spec::device::{Device, Peak};
 use crate::spec::units::{Bytes, Seconds};
 use rates::Products;
+pub use rates::copy_rate;
 
 /// How thorough a calibration is.
 #[derive(Debug, Clone)]

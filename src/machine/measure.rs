@@ -105,6 +105,17 @@ struct Timed {
     timelines: Vec<(When, Timeline)>,
 }
 
+impl Timed {
+    /// The seconds a machine as fast as at calibration takes: only compute is scaled, since waits for a link or a disk
+    /// do not change with it.
+    fn corrected(&self) -> f64 {
+        let total: f64 = self.timelines.iter().map(|(_, t)| t.total.0).sum();
+        let waits: f64 = self.timelines.iter().map(|(_, t)| t.exposed().0).sum();
+        let waiting = if total > 0.0 { waits / total } else { 0.0 };
+        self.seconds * (waiting + (1.0 - waiting) / self.ratio)
+    }
+}
+
 /// Measures `steps` steps of `session` after one that is not counted; where the device carries no probe, the ratio is 1.
 ///
 /// # Errors
@@ -165,7 +176,7 @@ fn compared(
     (ratio, moved, tries, steady): (f64, f64, u32, bool),
 ) -> Result<Measurement> {
     let raw = median(timed.iter().map(|t| t.seconds).collect());
-    timed.sort_by(|a, b| (a.seconds / a.ratio).total_cmp(&(b.seconds / b.ratio)));
+    timed.sort_by(|a, b| a.corrected().total_cmp(&b.corrected()));
     let middle = &timed[timed.len() / 2];
     let mut ops = BTreeMap::new();
     let mut phases = BTreeMap::new();
@@ -192,7 +203,7 @@ fn compared(
     let step = Times {
         predicted: Seconds(predicted),
         raw: Seconds(raw),
-        corrected: Seconds(middle.seconds / middle.ratio),
+        corrected: Seconds(middle.corrected()),
     };
     let losses = session.progress().losses.clone();
     Ok(Measurement {

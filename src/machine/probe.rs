@@ -1,7 +1,8 @@
 //! The probe: a fixed matrix product and a fixed copy, timed at calibration and again beside what is measured later.
 //!
-//! Machines slow down and speed up with heat, neighbours and other programs. A time is compared after division by the
-//! ratio of the probe's time now to its time at calibration; the raw time is always given beside it.
+//! Machines slow down and speed up with heat, neighbours and other programs. The compute in a
+//! time is divided by the ratio of the probe's time now to its time at calibration before it is compared; the raw time is always
+//! given beside it.
 
 use std::hint::black_box;
 use std::time::Instant;

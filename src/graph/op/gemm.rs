@@ -1,5 +1,7 @@
-//! Matrix products on slices of the arena, in blocks whose shape depends on the matrices alone.
+//! Matrix products on slices of the arena, in blocks that threads take as they get free.
 #![allow(unsafe_code)] // raw pointers into disjoint blocks, and the GEMM crate's own interface
+
+mod grid;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -9,14 +11,15 @@ use super::Element;
 use crate::graph::tensor::DType;
 use crate::spec::job::Backend;
 use crate::spec::units::Bytes;
+use grid::{Block, Grid};
 
-/// Most rows, columns and depth of one block. The crate packs a block's operands into its own heap, so these bound that heap too.
+/// Most rows, columns and depth of a block that is widened first.
 const ROWS: usize = 384;
 const COLUMNS: usize = 512;
 const DEPTH: usize = 1024;
 
-/// Blocks a product is cut into at least, where it is large enough: work for many threads.
-const LEAST_BLOCKS: usize = 16;
+/// Most rows and columns of a block in f32. The crate packs a block's operands into its own heap, which these bound.
+const PLAIN: (usize, usize) = (2048, 1536);
 
 /// A strided matrix over a slice: element (i, j) is `data[i * row_stride + j * col_stride]`.
 #[derive(Debug, Clone, Copy)]
@@ -106,7 +109,6 @@ pub fn matmul<A: Element, B: Element, D: Element>(
         (m - 1) * stride + n <= dst.len() && n <= stride,
         "matmul result leaves its slice"
     );
-    let grid = Grid::new(m, n);
     let target = Target {
         data: dst.as_mut_ptr(),
         stride,
@@ -118,6 +120,7 @@ pub fn matmul<A: Element, B: Element, D: Element>(
                 stride,
             };
             let slots = rayon::current_num_threads();
+            let grid = Grid::new(m, n, slots, PLAIN);
             each_block(slots, grid.blocks(), |_, index| {
                 plain_block(target, &a, &b, grid.block(index), accumulate)
             });
@@ -133,6 +136,7 @@ pub fn matmul<A: Element, B: Element, D: Element>(
                 .chunks_exact_mut(SLOT)
                 .map(std::sync::Mutex::new)
                 .collect();
+            let grid = Grid::new(m, n, slots.len(), (ROWS, COLUMNS));
             each_block(slots.len(), grid.blocks(), |slot, index| {
                 // Each slot is used by one task only, so the lock is never waited for.
                 if let Ok(mut slot) = slots[slot].lock() {
@@ -140,48 +144,6 @@ pub fn matmul<A: Element, B: Element, D: Element>(
                 }
             });
         }
-    }
-}
-
-/// How a result is cut into blocks, as a function of its shape.
-#[derive(Debug, Clone, Copy)]
-struct Grid {
-    shape: (usize, usize),
-    step: (usize, usize),
-    counts: (usize, usize),
-}
-
-/// One block of a result: first row, first column, rows, columns.
-type Block = (usize, usize, usize, usize);
-
-impl Grid {
-    fn new(m: usize, n: usize) -> Grid {
-        let columns = n.min(COLUMNS);
-        let across = n.div_ceil(columns);
-        let wanted = LEAST_BLOCKS.div_ceil(across);
-        let rows = m.div_ceil(wanted).next_multiple_of(48).min(ROWS);
-        Grid {
-            shape: (m, n),
-            step: (rows, columns),
-            counts: (m.div_ceil(rows), across),
-        }
-    }
-
-    fn blocks(&self) -> usize {
-        self.counts.0 * self.counts.1
-    }
-
-    fn block(&self, index: usize) -> Block {
-        let (i, j) = (
-            (index % self.counts.0) * self.step.0,
-            (index / self.counts.0) * self.step.1,
-        );
-        (
-            i,
-            j,
-            self.step.0.min(self.shape.0 - i),
-            self.step.1.min(self.shape.1 - j),
-        )
     }
 }
 

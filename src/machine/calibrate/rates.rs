@@ -105,7 +105,7 @@ fn add_scaled(a: &mut [f32], b: &[f32], c: &[f32]) {
 }
 
 /// The rate of one thread's copies in memory, counted one way, B/s.
-pub(super) fn copy_rate() -> f64 {
+pub fn copy_rate() -> f64 {
     let (from, mut to) = (vec![1u8; FAR], vec![0u8; FAR]);
     let once = || {
         let begin = Instant::now();
