@@ -9,9 +9,10 @@ use memfit::spec::job::{Backend, Place, Precision};
 use crate::bench::{bytes_of, rounded, values};
 use crate::families::{Built, FAMILIES, LOSS_SCALE, Values, built, kind, planned};
 
-/// Bound of ⟨∇loss, v⟩ relative to ‖∇loss‖, its deviation over normal v.
-const F32_BOUND: f64 = 1e-5;
-/// The same where every value on both ways is rounded to 8 bits.
+/// Bound of the error of ⟨∇loss, v⟩ relative to ‖∇loss‖, its deviation over normal v: measured 7.9e-7 at most, which is 6.8e-6
+/// of ⟨∇loss, v⟩ itself.
+const F32_BOUND: f64 = 2e-6;
+/// The same where every value on both ways is rounded to 8 bits: measured 1.5e-2 at most.
 const BF16_BOUND: f64 = 2e-2;
 
 /// The forward nodes of a built step with the tangent of its loss along tangents of all parameters, in their order.
@@ -172,7 +173,7 @@ fn tangents_follow_their_nodes() {
 #[test]
 fn every_op_of_a_forward_pass_has_both_rules() {
     let mut names = std::collections::BTreeSet::new();
-    for text in FAMILIES {
+    for text in &FAMILIES.map(dropping) {
         for built in [
             built(text, DType::F32),
             planned(text, Precision::F32, &choices(text)),
@@ -185,11 +186,10 @@ fn every_op_of_a_forward_pass_has_both_rules() {
             names.extend(nodes.iter().map(|n| n.op.name()));
         }
     }
-    println!("{names:?}");
-    assert!(names.len() >= 20, "{names:?}");
+    assert_eq!(names.len(), 20, "{names:?}");
 }
 
-/// Bytes of the device above what lives between steps.
+/// Most bytes alive on the device at once, without what lives between steps.
 fn transient(step: Step) -> u64 {
     let set = StepSet {
         steps: vec![(When::Steady, step)],
@@ -198,7 +198,7 @@ fn transient(step: Step) -> u64 {
     let lowered = programs(set, Backend::Cpu { threads: 1 }).unwrap();
     check(&lowered[0]).unwrap();
     let kept = lowered[0].buffers.iter().filter(|b| b.shared);
-    lowered[0].height[Place::Gpu].0 - kept.map(|b| b.bytes.0).sum::<u64>()
+    lowered[0].load[Place::Gpu].0 - kept.map(|b| b.bytes.0).sum::<u64>()
 }
 
 /// What forward gradients are for (Baydin et al. 2022): no activation waits for a backward pass.
@@ -216,7 +216,7 @@ fn tangents_take_the_same_memory_at_any_depth() {
             "{}: forward {alone}, tangent {high}, backward {backward}",
             kind(text)
         );
-        assert!(high <= low, "{}: {low} grows to {high}", kind(text));
+        assert_eq!(high, low, "{} grows with depth", kind(text));
         assert!(high <= 3 * alone && 2 * high < backward);
     }
 }

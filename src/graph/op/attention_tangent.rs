@@ -98,10 +98,10 @@ impl AttentionTangent {
     /// f32 scratch of a task: the parts of [`Scores`] and [`Sums`]; queries, keys and values with their tangents, widened.
     fn pieces(&self, half: bool) -> [usize; 13] {
         let (d, wide) = (self.shape.head_dim as usize, usize::from(half));
-        let (tile, queries, keys) = (QUERIES * KEYS, wide * QUERIES * d, wide * KEYS * d);
-        let (rows, values) = (QUERIES, QUERIES * d);
+        let (width, rows, values) = (KEYS.min(self.shape.seq as usize), QUERIES, QUERIES * d);
+        let (tile, queries, keys) = (QUERIES * width, wide * values, wide * width * d);
         [
-            tile, tile, KEYS, rows, rows, rows, values, queries, queries, keys, keys, keys, keys,
+            tile, tile, width, rows, rows, rows, values, queries, queries, keys, keys, keys, keys,
         ]
     }
 
