@@ -18,11 +18,11 @@ use crate::programs::{job, plan};
 use crate::published::{Batch, Published, tensor};
 use crate::reference::Evaluator;
 
-const BATCH: u64 = 2;
-const SEQ: u64 = 16;
+pub const BATCH: u64 = 2;
+pub const SEQ: u64 = 16;
 
 /// The loss scale that gradients carry, and must carry to the end.
-const LOSS_SCALE: f32 = 8.0;
+pub const LOSS_SCALE: f32 = 8.0;
 
 /// The bound of one op; whole models measured 1.4e-6 at most.
 const F32_BOUND: f64 = 1e-5;
@@ -58,24 +58,24 @@ const MIXTRAL: &str = r#"{"model_type":"mixtral","vocab_size":64,"hidden_size":3
 "num_hidden_layers":2,"num_attention_heads":4,"num_key_value_heads":2,"rms_norm_eps":1e-5,"num_local_experts":4,
 "num_experts_per_tok":2,"rope_theta":1000000.0,"tie_word_embeddings":false}"#;
 
-const FAMILIES: [&str; 10] = [
+pub const FAMILIES: [&str; 10] = [
     GPT2, OPT, BERT, LLAMA, MISTRAL, QWEN2, QWEN3, PHI3, GEMMA2, MIXTRAL,
 ];
 
 /// A training step whose gradients can be read: each parameter's name, value and gradient.
-struct Built {
-    step: Step,
-    parameters: Vec<(String, TensorId, TensorId)>,
+pub struct Built {
+    pub step: Step,
+    pub parameters: Vec<(String, TensorId, TensorId)>,
 }
 
 /// Loss and gradients.
-struct Ran {
-    loss: f64,
-    gradients: BTreeMap<String, Vec<f32>>,
+pub struct Ran {
+    pub loss: f64,
+    pub gradients: BTreeMap<String, Vec<f32>>,
 }
 
 /// Parameters by name.
-type Values = BTreeMap<String, Vec<f32>>;
+pub type Values = BTreeMap<String, Vec<f32>>;
 
 /// The outside of one batch.
 struct Fed {
@@ -115,7 +115,7 @@ fn batch() -> Batch {
 }
 
 /// Forward and derivative, nothing else.
-fn built(text: &str, dtype: DType) -> Built {
+pub fn built(text: &str, dtype: DType) -> Built {
     let model = config::parse("tiny", text).unwrap();
     let options = Options {
         dtype,
@@ -138,7 +138,7 @@ fn built(text: &str, dtype: DType) -> Built {
 }
 
 /// The training step of a plan; its gradients are what its updates read.
-fn planned(text: &str, precision: Precision, choices: &[&str]) -> Built {
+pub fn planned(text: &str, precision: Precision, choices: &[&str]) -> Built {
     let plan = plan(job(text, BATCH, SEQ, precision, 2), choices);
     let set = plan.steps().unwrap();
     let steady = set
@@ -155,7 +155,7 @@ fn planned(text: &str, precision: Precision, choices: &[&str]) -> Built {
 
 impl Built {
     /// Normal values of a size that keeps activations near one; norm weights near one.
-    fn values(&self) -> Values {
+    pub fn values(&self) -> Values {
         let value = |(index, (name, id, _)): (usize, &(String, TensorId, TensorId))| {
             let at = self.step.type_of(*id);
             let (shift, scale) = match name {
@@ -171,8 +171,9 @@ impl Built {
         self.parameters.iter().enumerate().map(value).collect()
     }
 
-    fn run(&self, values: &Values) -> Ran {
-        let mut evaluator = Evaluator::new(self.step.clone());
+    /// What runs `step`, which has at least the storages of the built one, on a batch; and where the loss goes.
+    pub fn evaluator(&self, step: Step, values: &Values) -> (Evaluator, Arc<Mutex<f32>>) {
+        let mut evaluator = Evaluator::new(step);
         for id in (0..self.step.tensors.len() as u32).map(TensorId) {
             // Moments start at zero; what is read before it is written would be NaN.
             if self.step.storage_of(id).role == Role::OptimizerState {
@@ -188,6 +189,11 @@ impl Built {
             batch: batch(),
             loss: loss.clone(),
         });
+        (evaluator, loss)
+    }
+
+    pub fn run(&self, values: &Values) -> Ran {
+        let (mut evaluator, loss) = self.evaluator(self.step.clone(), values);
         evaluator.run(0..self.step.nodes.len()).unwrap();
         let read = |(name, _, gradient): &(String, TensorId, TensorId)| {
             let dtype = self.step.type_of(*gradient).dtype;
@@ -256,7 +262,7 @@ fn assert_agrees(what: &str, ran: &Ran, wanted: &Ran, loss_bound: f64, bound: f6
     }
 }
 
-fn kind(text: &str) -> String {
+pub fn kind(text: &str) -> String {
     let value: serde_json::Value = serde_json::from_str(text).unwrap();
     value["model_type"].as_str().unwrap().to_string()
 }

@@ -26,7 +26,7 @@ fn plain(seq: u64) -> AttentionShape {
 }
 
 /// Each feature alone, and all together.
-fn shapes(seq: u64) -> Vec<AttentionShape> {
+pub fn shapes(seq: u64) -> Vec<AttentionShape> {
     let all = AttentionShape {
         heads: 6,
         window: Some(9),

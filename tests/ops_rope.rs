@@ -18,7 +18,7 @@ const LLAMA3: RotaryScaling = RotaryScaling::Llama3 {
     original: 64.0,
 };
 
-fn rope(
+pub fn rope(
     batch: u64,
     seq: u64,
     heads: u64,

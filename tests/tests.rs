@@ -26,11 +26,13 @@ mod ops_norm;
 mod ops_optimizer;
 mod ops_rope;
 mod ops_simd;
+mod ops_tangent;
 mod placement;
 mod programs;
 mod published;
 mod reference;
 mod rooms;
+mod tangents;
 mod threads;
 
 // Training runs: text, weights, saves.

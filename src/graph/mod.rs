@@ -6,6 +6,7 @@ pub mod op;
 pub mod order;
 pub mod random;
 pub mod reach;
+pub mod tangent;
 pub mod tensor;
 
 use std::sync::Arc;

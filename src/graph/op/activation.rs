@@ -2,16 +2,14 @@
 
 use rayon::prelude::*;
 
-use super::matmul::no_derivative;
 use super::simd::{self, vectorized};
 use super::{Element, Io, Op, Output, Work, exactly, expect, expect_inputs, traffic};
 use crate::error::Result;
 use crate::graph::backward::Backward;
 use crate::graph::op::elementwise::CHUNK;
+use crate::graph::tangent::Tangent;
 use crate::graph::tensor::Type;
-use crate::spec::job::Backend;
 use crate::spec::model::Activation;
-use crate::spec::units::Bytes;
 use crate::with_float;
 
 /// Runs `$body` with `$curve` bound to the curve of `$kind`.
@@ -70,6 +68,15 @@ pub struct GatedBackward {
     pub in_place: bool,
 }
 
+/// `dy = dgate * up * act'(gate) + dup * act(gate)`: inputs dgate, dup (tangents), gate, up.
+#[derive(Debug, Clone)]
+pub struct GatedTangent {
+    /// The activation.
+    pub kind: Activation,
+    /// Whether dy overwrites dup; else it has a storage of its own.
+    pub in_place: bool,
+}
+
 impl Op for Act {
     fn name(&self) -> &'static str {
         "act"
@@ -77,9 +84,6 @@ impl Op for Act {
     fn outputs(&self, inputs: &[Type]) -> Result<Vec<Output>> {
         expect_alike(self.name(), inputs, 1)?;
         Ok(vec![Output::Fresh(inputs[0].clone())])
-    }
-    fn scratch(&self, _: &[Type], _: Backend) -> Bytes {
-        Bytes::ZERO
     }
     fn work(&self, inputs: &[Type], outputs: &[Type]) -> Work {
         pointwise(flops(self.kind), inputs, outputs)
@@ -93,6 +97,17 @@ impl Op for Act {
         let inputs = [dy, at.input(0)];
         let dx = at.emit(op, &inputs)?[0];
         at.give(0, dx)
+    }
+    fn tangent(&self, at: &mut Tangent) -> Result<()> {
+        let Some(dx) = at.of(0) else { return Ok(()) };
+        // Element by element: the slope takes tangents forward as it takes gradients back.
+        let op = ActBackward {
+            kind: self.kind,
+            in_place: at.owns(0),
+        };
+        let dy = at.emit(op, &[dx, at.input(0)])?[0];
+        at.give(0, dy);
+        Ok(())
     }
     fn cpu(&self, io: &mut Io) -> Result<()> {
         let (x, y) = (io.inputs[0], &mut io.outputs[0]);
@@ -112,14 +127,8 @@ impl Op for ActBackward {
         expect_alike(self.name(), inputs, 2)?;
         Ok(vec![fresh_or_overwrite(self.in_place, &inputs[0])])
     }
-    fn scratch(&self, _: &[Type], _: Backend) -> Bytes {
-        Bytes::ZERO
-    }
     fn work(&self, inputs: &[Type], outputs: &[Type]) -> Work {
         pointwise(flops(self.kind) + 4, inputs, outputs)
-    }
-    fn backward(&self, _: &mut Backward) -> Result<()> {
-        Err(no_derivative(self.name()))
     }
     fn cpu(&self, io: &mut Io) -> Result<()> {
         let (dy, x, dx) = (io.inputs[0], io.inputs[1], &mut io.outputs[0]);
@@ -142,9 +151,6 @@ impl Op for Gated {
         expect_alike(self.name(), inputs, 2)?;
         Ok(vec![Output::Fresh(inputs[0].clone())])
     }
-    fn scratch(&self, _: &[Type], _: Backend) -> Bytes {
-        Bytes::ZERO
-    }
     fn work(&self, inputs: &[Type], outputs: &[Type]) -> Work {
         pointwise(flops(self.kind) + 1, inputs, outputs)
     }
@@ -160,6 +166,16 @@ impl Op for Gated {
                 at.give(index, gradient)?;
             }
         }
+        Ok(())
+    }
+    fn tangent(&self, at: &mut Tangent) -> Result<()> {
+        let op = GatedTangent {
+            kind: self.kind,
+            in_place: at.owns(1),
+        };
+        let [dgate, dup] = [at.of_or_zero(0)?, at.of_or_zero(1)?];
+        let dy = at.emit(op, &[dgate, dup, at.input(0), at.input(1)])?[0];
+        at.give(0, dy);
         Ok(())
     }
     fn cpu(&self, io: &mut Io) -> Result<()> {
@@ -182,14 +198,8 @@ impl Op for GatedBackward {
         let dup = fresh_or_overwrite(self.in_place, &inputs[0]);
         Ok(vec![Output::Fresh(inputs[1].clone()), dup])
     }
-    fn scratch(&self, _: &[Type], _: Backend) -> Bytes {
-        Bytes::ZERO
-    }
     fn work(&self, inputs: &[Type], outputs: &[Type]) -> Work {
         pointwise(flops(self.kind) + 6, inputs, outputs)
-    }
-    fn backward(&self, _: &mut Backward) -> Result<()> {
-        Err(no_derivative(self.name()))
     }
     fn cpu(&self, io: &mut Io) -> Result<()> {
         let [dy, gate, up] = [io.inputs[0], io.inputs[1], io.inputs[2]];
@@ -202,6 +212,37 @@ impl Op for GatedBackward {
             let made = dgate.of::<T>().par_chunks_mut(CHUNK).zip(dup.of::<T>().par_chunks_mut(CHUNK));
             made.zip(sources).for_each(|((dgate, dup), (gate, up))| {
                 apply_gate_backward(curve, gate, up, dgate, dup);
+            });
+            Ok(())
+        }))
+    }
+}
+
+impl Op for GatedTangent {
+    fn name(&self) -> &'static str {
+        "gated_tangent"
+    }
+    fn outputs(&self, inputs: &[Type]) -> Result<Vec<Output>> {
+        expect_alike(self.name(), inputs, 4)?;
+        Ok(vec![match self.in_place {
+            true => Output::Overwrite { of: 1 },
+            false => Output::Fresh(inputs[1].clone()),
+        }])
+    }
+    fn work(&self, inputs: &[Type], outputs: &[Type]) -> Work {
+        pointwise(flops(self.kind) + 7, inputs, outputs)
+    }
+    fn cpu(&self, io: &mut Io) -> Result<()> {
+        let [dgate, dup, gate, up] = [0, 1, 2, 3].map(|i| io.inputs[i]);
+        let dy = &mut io.outputs[0];
+        if !self.in_place {
+            dy.bytes.copy_from_slice(dup.bytes);
+        }
+        with_float!(self.name(), gate.at.dtype, T => with_curve!(self.kind, curve => {
+            let sources = gate.of::<T>().par_chunks(CHUNK).zip(up.of::<T>().par_chunks(CHUNK));
+            let tangents = dy.of::<T>().par_chunks_mut(CHUNK).zip(dgate.of::<T>().par_chunks(CHUNK));
+            tangents.zip(sources).for_each(|((dy, dgate), (gate, up))| {
+                apply_gate_tangent(curve, gate, up, dgate, dy);
             });
             Ok(())
         }))
@@ -290,6 +331,14 @@ vectorized! {
             let (dy, (value, slope)) = (dup.wide(), curve.at(gate.wide()));
             *dgate = T::narrow(dy * up.wide() * slope);
             *dup = T::narrow(dy * value);
+        }
+    }
+
+    /// `dy = dgate * up * curve'(gate) + dy * curve(gate)`; `dy` holds dup on entry.
+    fn apply_gate_tangent<C: Curve, T: Element>(curve: C, gate: &[T], up: &[T], dgate: &[T], dy: &mut [T]) {
+        for ((dy, dgate), (gate, up)) in dy.iter_mut().zip(dgate).zip(gate.iter().zip(up)) {
+            let (value, slope) = curve.at(gate.wide());
+            *dy = T::narrow(dgate.wide() * up.wide() * slope + dy.wide() * value);
         }
     }
 }

@@ -3,13 +3,14 @@
 use std::ops::Range;
 
 use super::attention_backward::{Gradients, Saved, slot};
-use super::matmul::no_derivative;
+use super::attention_tangent::give_tangent;
 use super::scores::{self, Dropout};
 use super::tile::{Cut, Heads, TileMut, carve, product, run_all, slot_of, widened};
 use super::{Element, Io, Op, Output, Work, exactly, expect, expect_inputs, simd, traffic};
 use crate::error::Result;
 use crate::graph::backward::Backward;
 use crate::graph::op::gemm::Mat;
+use crate::graph::tangent::Tangent;
 use crate::graph::tensor::Type;
 use crate::spec::job::Backend;
 use crate::spec::units::Bytes;
@@ -60,6 +61,9 @@ impl Op for Attention {
         let inputs = [dout, at.input(0), at.input(1), at.input(2), at.output(1)];
         let made = at.emit(AttentionBackward { shape }, &inputs)?;
         give_wanted(at, &made)
+    }
+    fn tangent(&self, at: &mut Tangent) -> Result<()> {
+        give_tangent(at, self.shape.clone())
     }
     fn cpu(&self, io: &mut Io) -> Result<()> {
         let dropout = Dropout::new(&self.shape, io.key, io.scalars);
@@ -161,9 +165,6 @@ impl Op for AttentionBackward {
             vector: pairs * (6 + 30 * again),
             bytes: traffic(inputs, outputs),
         }
-    }
-    fn backward(&self, _: &mut Backward) -> Result<()> {
-        Err(no_derivative(self.name()))
     }
     fn cpu(&self, io: &mut Io) -> Result<()> {
         let dropout = Dropout::new(&self.shape, io.key, io.scalars);

@@ -6,6 +6,7 @@ use super::simd::{self, exp, sum_of, tanh, vectorized};
 use super::{Element, Io, Op, Output, Work, expect, expect_inputs, traffic};
 use crate::error::{Error, Result};
 use crate::graph::backward::Backward;
+use crate::graph::tangent::Tangent;
 use crate::graph::tensor::{DType, Type};
 use crate::spec::job::Backend;
 use crate::spec::units::Bytes;
@@ -61,6 +62,18 @@ impl Op for CrossEntropy {
         })?;
         at.give_output(1, 0)
     }
+    fn tangent(&self, at: &mut Tangent) -> Result<()> {
+        expect(self.name(), self.gradient, || {
+            "was built to evaluate, without the gradient its tangent is taken along".to_string()
+        })?;
+        let Some(tangent) = at.of(0) else {
+            return Ok(());
+        };
+        let inputs = [at.output(1), tangent, at.input(2)];
+        let loss = at.emit(CrossEntropyTangent, &inputs)?[0];
+        at.give(0, loss);
+        Ok(())
+    }
     fn cpu(&self, io: &mut Io) -> Result<()> {
         let (logits, targets) = (io.inputs[0], io.inputs[1].of::<u32>());
         let columns = logits.at.columns() as usize;
@@ -77,6 +90,58 @@ impl Op for CrossEntropy {
         io.outputs[0].of::<f32>()[0] = kernel.total(losses);
         Ok(())
     }
+}
+
+/// The tangent of the loss: its gradient's product with the logits' tangent.
+///
+/// Inputs: dlogits (N, V) as [`CrossEntropy`] makes it, the logits' tangent (N, V), scale (2) (F32). Output: (1) (F32),
+/// without loss scale, as the loss is.
+#[derive(Debug, Clone)]
+pub struct CrossEntropyTangent;
+
+impl Op for CrossEntropyTangent {
+    fn name(&self) -> &'static str {
+        "cross_entropy_tangent"
+    }
+    fn outputs(&self, inputs: &[Type]) -> Result<Vec<Output>> {
+        expect_inputs(self.name(), inputs, 3)?;
+        let fits = inputs[0] == inputs[1] && inputs[2] == Type::new(&[2], DType::F32);
+        expect(self.name(), fits, || {
+            format!("takes dlogits (N, V), their tangent and (2) F32; got {inputs:?}")
+        })?;
+        Ok(vec![Output::Fresh(Type::new(&[1], DType::F32))])
+    }
+    fn scratch(&self, inputs: &[Type], _: Backend) -> Bytes {
+        Bytes(inputs[0].rows() * 8)
+    }
+    fn work(&self, inputs: &[Type], outputs: &[Type]) -> Work {
+        Work {
+            matmul: 0,
+            vector: 2 * inputs[0].elements(),
+            bytes: traffic(inputs, outputs),
+        }
+    }
+    fn cpu(&self, io: &mut Io) -> Result<()> {
+        let (gradient, tangent) = (io.inputs[0], io.inputs[1]);
+        let loss_scale = f64::from(io.inputs[2].of::<f32>()[1]);
+        let sums: &mut [f64] = bytemuck::cast_slice_mut(io.scratch);
+        with_float!("cross_entropy_tangent", gradient.at.dtype, T => {
+            along(gradient.of::<T>(), tangent.of::<T>(), sums);
+            Ok(())
+        })?;
+        io.outputs[0].of::<f32>()[0] = (sums.iter().sum::<f64>() / loss_scale) as f32;
+        Ok(())
+    }
+}
+
+/// Each row's product of gradient and tangent, one row for each of `sums`.
+pub(super) fn along<T: Element>(gradient: &[T], tangent: &[T], sums: &mut [f64]) {
+    let columns = gradient.len() / sums.len().max(1);
+    let rows = gradient.par_chunks(columns.max(1));
+    let rows = rows.zip(tangent.par_chunks(columns.max(1)));
+    rows.zip(sums).for_each(|((gradient, tangent), sum)| {
+        *sum = f64::from(simd::dot(gradient, tangent));
+    });
 }
 
 /// Fails unless these are logits, targets and scale.

@@ -8,9 +8,8 @@ use super::{Element, Io, Op, Output, Work, expect, expect_inputs, traffic};
 use crate::error::Result;
 use crate::graph::backward::Backward;
 use crate::graph::random::Key;
+use crate::graph::tangent::Tangent;
 use crate::graph::tensor::Type;
-use crate::spec::job::Backend;
-use crate::spec::units::Bytes;
 use crate::with_float;
 
 /// Zeroes elements of x with probability `rate`, multiplies the others by 1 / (1 - rate) (Srivastava et al. 2014).
@@ -38,9 +37,6 @@ impl Op for Dropout {
             false => Output::Fresh(inputs[0].clone()),
         }])
     }
-    fn scratch(&self, _: &[Type], _: Backend) -> Bytes {
-        Bytes::ZERO
-    }
     fn work(&self, inputs: &[Type], outputs: &[Type]) -> Work {
         // Two 64-bit multiplications and three shifts per draw, besides the scaling.
         Work {
@@ -57,6 +53,12 @@ impl Op for Dropout {
         };
         let dx = at.emit(op, &[dy])?[0];
         at.give(0, dx)
+    }
+    fn tangent(&self, at: &mut Tangent) -> Result<()> {
+        at.product_rule(Dropout {
+            in_place: at.owns(0),
+            ..self.clone()
+        })
     }
     fn cpu(&self, io: &mut Io) -> Result<()> {
         let (x, y, key) = (io.inputs[0], &mut io.outputs[0], io.key);

@@ -4,9 +4,8 @@ use super::{Io, Op, Output, Work, expect, expect_inputs, traffic};
 use crate::error::Result;
 use crate::graph::backward::Backward;
 use crate::graph::op::Element;
+use crate::graph::tangent::Tangent;
 use crate::graph::tensor::Type;
-use crate::spec::job::Backend;
-use crate::spec::units::Bytes;
 use crate::with_float;
 use rayon::prelude::*;
 
@@ -29,9 +28,6 @@ impl Op for Add {
         same(self.name(), inputs)?;
         Ok(vec![Output::Overwrite { of: 1 }])
     }
-    fn scratch(&self, _: &[Type], _: Backend) -> Bytes {
-        Bytes::ZERO
-    }
     fn work(&self, inputs: &[Type], outputs: &[Type]) -> Work {
         Work {
             matmul: 0,
@@ -42,6 +38,9 @@ impl Op for Add {
     fn backward(&self, at: &mut Backward) -> Result<()> {
         at.pass(0, 0, true)?;
         at.pass(0, 1, true)
+    }
+    fn tangent(&self, at: &mut Tangent) -> Result<()> {
+        add_tangents(at)
     }
     fn cpu(&self, io: &mut Io) -> Result<()> {
         let (a, b) = (io.inputs[0], &mut io.outputs[0]);
@@ -64,9 +63,6 @@ impl Op for Sum {
         same(self.name(), inputs)?;
         Ok(vec![Output::Fresh(inputs[0].clone())])
     }
-    fn scratch(&self, _: &[Type], _: Backend) -> Bytes {
-        Bytes::ZERO
-    }
     fn work(&self, inputs: &[Type], outputs: &[Type]) -> Work {
         Work {
             matmul: 0,
@@ -77,6 +73,9 @@ impl Op for Sum {
     fn backward(&self, at: &mut Backward) -> Result<()> {
         at.pass(0, 0, true)?;
         at.pass(0, 1, true)
+    }
+    fn tangent(&self, at: &mut Tangent) -> Result<()> {
+        add_tangents(at)
     }
     fn cpu(&self, io: &mut Io) -> Result<()> {
         let (a, b, c) = (io.inputs[0], io.inputs[1], &mut io.outputs[0]);
@@ -90,6 +89,51 @@ impl Op for Sum {
             Ok(())
         })
     }
+}
+
+/// Zeros of a type: the tangent of what does not move, where a rule needs one.
+#[derive(Debug)]
+pub struct Zero {
+    /// The type.
+    pub at: Type,
+}
+
+impl Op for Zero {
+    fn name(&self) -> &'static str {
+        "zero"
+    }
+    fn outputs(&self, inputs: &[Type]) -> Result<Vec<Output>> {
+        expect_inputs(self.name(), inputs, 0)?;
+        Ok(vec![Output::Fresh(self.at.clone())])
+    }
+    fn work(&self, inputs: &[Type], outputs: &[Type]) -> Work {
+        Work {
+            matmul: 0,
+            vector: 0,
+            bytes: traffic(inputs, outputs),
+        }
+    }
+    fn cpu(&self, io: &mut Io) -> Result<()> {
+        io.outputs[0].bytes.fill(0);
+        Ok(())
+    }
+}
+
+/// The tangent of a sum, over one of its terms' where that is free.
+fn add_tangents(at: &mut Tangent) -> Result<()> {
+    match (at.of(0), at.of(1)) {
+        (Some(a), Some(b)) => {
+            let made = match (at.owns(0), at.owns(1)) {
+                (_, true) => at.emit(Add, &[a, b])?,
+                (true, false) => at.emit(Add, &[b, a])?,
+                (false, false) => at.emit(Sum, &[a, b])?,
+            };
+            at.give(0, made[0]);
+        }
+        (Some(_), None) => at.pass(0),
+        (None, _) => at.pass(1),
+    }
+    Ok(())
 }
 
 /// Two inputs of one type.

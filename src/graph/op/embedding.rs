@@ -2,11 +2,11 @@
 
 use rayon::prelude::*;
 
-use super::matmul::no_derivative;
 use super::simd::{self, vectorized};
 use super::{Element, Io, Op, Output, Work, expect, expect_inputs, summed, traffic};
 use crate::error::{Error, Result};
 use crate::graph::backward::Backward;
+use crate::graph::tangent::Tangent;
 use crate::graph::tensor::{DType, Type};
 use crate::spec::job::Backend;
 use crate::spec::units::Bytes;
@@ -53,9 +53,6 @@ impl Op for Embedding {
         let shape = [ids.elements(), table.columns()];
         Ok(vec![Output::Fresh(Type::new(&shape, table.dtype))])
     }
-    fn scratch(&self, _: &[Type], _: Backend) -> Bytes {
-        Bytes::ZERO
-    }
     fn work(&self, inputs: &[Type], outputs: &[Type]) -> Work {
         Work {
             matmul: 0,
@@ -77,6 +74,9 @@ impl Op for Embedding {
         let inputs: Vec<_> = [dy, at.input(1)].into_iter().chain(sum).collect();
         let table = at.emit(op, &inputs)?[0];
         at.give(0, table)
+    }
+    fn tangent(&self, at: &mut Tangent) -> Result<()> {
+        at.product_rule(self.clone())
     }
     fn cpu(&self, io: &mut Io) -> Result<()> {
         let (table, ids, y) = (io.inputs[0], io.inputs[1].of::<u32>(), &mut io.outputs[0]);
@@ -115,9 +115,6 @@ impl Op for EmbeddingBackward {
             vector: 2 * inputs[0].elements(),
             bytes: traffic(&inputs[..2], outputs) + inputs[0].bytes().0,
         }
-    }
-    fn backward(&self, _: &mut Backward) -> Result<()> {
-        Err(no_derivative(self.name()))
     }
     fn cpu(&self, io: &mut Io) -> Result<()> {
         let (dy, ids) = (io.inputs[0], io.inputs[1].of::<u32>());
@@ -265,9 +262,6 @@ impl Op for PositionEmbedding {
         })?;
         Ok(vec![Output::Overwrite { of: 0 }])
     }
-    fn scratch(&self, _: &[Type], _: Backend) -> Bytes {
-        Bytes::ZERO
-    }
     fn work(&self, inputs: &[Type], outputs: &[Type]) -> Work {
         let row = inputs[1].columns() * inputs[1].dtype.bytes();
         Work {
@@ -291,6 +285,20 @@ impl Op for PositionEmbedding {
             at.give(1, table)?;
         }
         at.pass(0, 0, false)
+    }
+    fn tangent(&self, at: &mut Tangent) -> Result<()> {
+        let (owned, dx) = (at.owns(0), at.of(0));
+        let Some(dtable) = at.of(1) else {
+            at.pass(0);
+            return Ok(());
+        };
+        let base = match dx.filter(|_| owned) {
+            Some(dx) => dx,
+            None => at.zero(at.output(0))?,
+        };
+        let rows = at.emit(self.clone(), &[base, dtable])?[0];
+        let terms: Vec<_> = dx.filter(|_| !owned).into_iter().chain([rows]).collect();
+        at.give_sum(&terms)
     }
     fn cpu(&self, io: &mut Io) -> Result<()> {
         let (table, x) = (io.inputs[1], &mut io.outputs[0]);
@@ -320,18 +328,12 @@ impl Op for PositionEmbeddingBackward {
         let table = Type::new(&[self.positions, inputs[0].columns()], self.format);
         summed(self.name(), table, inputs, self.accumulate, 1)
     }
-    fn scratch(&self, _: &[Type], _: Backend) -> Bytes {
-        Bytes::ZERO
-    }
     fn work(&self, inputs: &[Type], outputs: &[Type]) -> Work {
         Work {
             matmul: 0,
             vector: inputs[0].elements(),
             bytes: traffic(inputs, outputs),
         }
-    }
-    fn backward(&self, _: &mut Backward) -> Result<()> {
-        Err(no_derivative(self.name()))
     }
     fn cpu(&self, io: &mut Io) -> Result<()> {
         let (dy, table) = (io.inputs[0], &mut io.outputs[0]);

@@ -2,20 +2,21 @@
 
 use super::attention::{AttentionShape, Block, QUERIES, forward_work, give_wanted, slots, within};
 use super::attention_backward::{Gradients, Saved, slot};
+use super::attention_tangent::give_tangent;
 use super::gemm::Mat;
-use super::matmul::no_derivative;
 use super::scores::{self, Dropout};
 use super::tile::{Heads, TileMut, carve, pieces, product, run_all, slot_of, widened};
 use super::{Element, Io, Op, Output, Work, exactly, expect, expect_inputs, traffic};
 use crate::error::Result;
 use crate::graph::backward::Backward;
+use crate::graph::tangent::Tangent;
 use crate::graph::tensor::{DType, Type};
 use crate::spec::job::Backend;
 use crate::spec::units::Bytes;
 use crate::with_float;
 
 /// Keys of a tile.
-const KEYS: usize = 256;
+pub(super) const KEYS: usize = 256;
 
 /// Inputs q (N, heads D), k and v (N, kv_heads D); outputs out (N, heads D) and each row's log of the
 /// sum of exponentials (B heads, T).
@@ -58,6 +59,9 @@ impl Op for FlashAttention {
         let inputs = [dout, q, k, v, at.output(0), at.output(1)];
         let made = at.emit(FlashAttentionBackward { shape }, &inputs)?;
         give_wanted(at, &made)
+    }
+    fn tangent(&self, at: &mut Tangent) -> Result<()> {
+        give_tangent(at, self.shape.clone())
     }
     fn cpu(&self, io: &mut Io) -> Result<()> {
         let dropout = Dropout::new(&self.shape, io.key, io.scalars);
@@ -149,9 +153,6 @@ impl Op for FlashAttentionBackward {
             vector: pairs * (self.shape.pair_flops() + 4) + 2 * outputs[0].elements(),
             bytes: traffic(inputs, outputs),
         }
-    }
-    fn backward(&self, _: &mut Backward) -> Result<()> {
-        Err(no_derivative(self.name()))
     }
     fn cpu(&self, io: &mut Io) -> Result<()> {
         let dropout = Dropout::new(&self.shape, io.key, io.scalars);

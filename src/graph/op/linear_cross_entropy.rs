@@ -1,11 +1,12 @@
 //! The head and its loss in one op, so that the logits of the whole batch never exist.
 
-use super::cross_entropy::{Kernel, PASS, check_targets, expect_targets};
+use super::cross_entropy::{Kernel, PASS, along, check_targets, expect_targets};
 use super::gemm::{Mat, matmul, matmul_scratch};
 use super::simd;
 use super::{Element, Io, Op, Output, ViewMut, Work, expect, expect_inputs, traffic};
 use crate::error::Result;
 use crate::graph::backward::Backward;
+use crate::graph::tangent::Tangent;
 use crate::graph::tensor::{DType, Type};
 use crate::spec::job::Backend;
 use crate::spec::units::Bytes;
@@ -113,6 +114,19 @@ impl Op for LinearCrossEntropy {
         }
         Ok(())
     }
+    fn tangent(&self, at: &mut Tangent) -> Result<()> {
+        let op = LinearCrossEntropyTangent {
+            rows: self.rows,
+            softcap: self.softcap,
+            input: at.of(0).is_some(),
+            weight: at.of(1).is_some(),
+        };
+        let mut inputs = [0, 1, 2, 3].map(|i| at.input(i)).to_vec();
+        inputs.extend([0, 1].into_iter().filter_map(|i| at.of(i)));
+        let loss = at.emit(op, &inputs)?[0];
+        at.give(0, loss);
+        Ok(())
+    }
     fn cpu(&self, io: &mut Io) -> Result<()> {
         let (x, weight) = (io.inputs[0], io.inputs[1]);
         check_targets(io.inputs[2].of(), weight.at.rows() as usize)?;
@@ -181,6 +195,125 @@ impl LinearCrossEntropy {
         }
         narrow(dweight, sum);
         set_loss(loss, kernel.total(losses))
+    }
+}
+
+/// The tangent of the loss of [`LinearCrossEntropy`], `rows` tokens at a time, from logits made again.
+///
+/// Inputs: x (N, H), weight (V, H), targets (N) (U32), scale (2) (F32), then the tangent of x where `input`, then that of the
+/// weight where `weight`. Output: (1) (F32), without loss scale, as the loss is. Logits and their tangent are f32, in scratch.
+#[derive(Debug, Clone)]
+pub struct LinearCrossEntropyTangent {
+    /// As in the forward op.
+    pub rows: u64,
+    /// As in the forward op.
+    pub softcap: Option<f64>,
+    /// Whether x moves.
+    pub input: bool,
+    /// Whether the weight moves.
+    pub weight: bool,
+}
+
+impl LinearCrossEntropyTangent {
+    /// How many of the two move.
+    fn terms(&self) -> u64 {
+        u64::from(self.input) + u64::from(self.weight)
+    }
+
+    /// Bytes of one chunk's logits and of as many tangents, and of a number for each row.
+    fn parts(&self, x: &Type, weight: &Type) -> [Bytes; 2] {
+        let logits = self.rows.min(x.rows()) * weight.rows();
+        [logits * 4, x.rows() * 8].map(|bytes| Bytes(bytes).round_up(ALIGN))
+    }
+
+    /// The sum over all rows of the logits' gradient times their tangent.
+    fn sum<T: Element>(&self, io: &mut Io) -> f32 {
+        let (x, weight) = (io.inputs[0], io.inputs[1]);
+        let [logits, numbers] = self.parts(x.at, weight.at);
+        let (logits, rest) = carve::<f32>(io.scratch, logits + logits);
+        let (sums, products) = carve::<f64>(rest, numbers);
+        let (logits, tangents) = logits.split_at_mut(logits.len() / 2);
+        let sums = &mut sums[..x.at.rows() as usize];
+        // Without loss scale.
+        let kernel = Kernel::new(self.softcap, &[io.inputs[3].of::<f32>()[0], 1.0]);
+        let (vocab, hidden) = (weight.at.rows() as usize, weight.at.columns() as usize);
+        let matrix = |values, rows| Mat::<T>::new(values, rows, hidden);
+        let mut moved = io.inputs[4..].iter();
+        let dx = moved.next().filter(|_| self.input);
+        let dx = dx.map(|view| matrix(view.of(), sums.len()));
+        let dweight = io.inputs.last().filter(|_| self.weight);
+        let dweight = dweight.map(|view| matrix(view.of(), vocab));
+        let (x, weight) = (matrix(x.of(), sums.len()), matrix(weight.of(), vocab));
+        let (rows, targets) = (self.rows as usize, io.inputs[2].of::<u32>());
+        for (index, sums) in sums.chunks_mut(rows).enumerate() {
+            let chunk = index * rows..index * rows + sums.len();
+            let size = sums.len() * vocab;
+            let (logits, tangents) = (&mut logits[..size], &mut tangents[..size]);
+            let (x, targets) = (x.rows_of(chunk.clone()), &targets[chunk.clone()]);
+            matmul(logits, vocab, x, weight.t(), false, products);
+            if let Some(dx) = dx {
+                let dx = dx.rows_of(chunk);
+                matmul(tangents, vocab, dx, weight.t(), false, products);
+            }
+            if let Some(dweight) = dweight {
+                matmul(tangents, vocab, x, dweight.t(), self.input, products);
+            }
+            kernel.differentiate(logits, targets, sums);
+            along(logits, tangents, sums);
+        }
+        sums.iter().sum::<f64>() as f32
+    }
+}
+
+impl Op for LinearCrossEntropyTangent {
+    fn name(&self) -> &'static str {
+        "linear_cross_entropy_tangent"
+    }
+    fn outputs(&self, inputs: &[Type]) -> Result<Vec<Output>> {
+        expect_inputs(self.name(), inputs, 4 + self.terms() as usize)?;
+        let forward = LinearCrossEntropy {
+            rows: self.rows,
+            softcap: self.softcap,
+            gradient: false,
+            format: inputs[1].dtype,
+        };
+        let moved = [(self.input, &inputs[0]), (self.weight, &inputs[1])];
+        let moved = moved.into_iter().filter(|(moves, _)| *moves);
+        let fits = self.terms() > 0 && inputs[4..].iter().eq(moved.map(|(_, at)| at));
+        expect(self.name(), fits, || {
+            format!("takes tangents like what moves; got {inputs:?}")
+        })?;
+        forward.outputs(&inputs[..4])
+    }
+    fn scratch(&self, inputs: &[Type], backend: Backend) -> Bytes {
+        let [logits, numbers] = self.parts(&inputs[0], &inputs[1]);
+        let dtype = inputs[0].dtype;
+        logits + logits + numbers + matmul_scratch(dtype, dtype, backend)
+    }
+    fn work(&self, inputs: &[Type], outputs: &[Type]) -> Work {
+        let (x, weight) = (&inputs[0], &inputs[1]);
+        let logits = x.rows() * weight.rows();
+        let again = x.rows().div_ceil(self.rows) - 1;
+        let capped = 1 + u64::from(self.softcap.is_some());
+        let products = 1 + self.terms();
+        // Logits are written, read, overwritten by their gradient and read again, as are the tangents that are summed. Every
+        // chunk reads each weight.
+        let moves = 4 + 2 * self.terms();
+        Work {
+            matmul: products * 2 * logits * x.columns(),
+            vector: (2 * capped * PASS + 2) * logits,
+            bytes: traffic(inputs, outputs)
+                + 4 * moves * logits
+                + again * (1 + u64::from(self.weight)) * weight.bytes().0,
+        }
+    }
+    fn cpu(&self, io: &mut Io) -> Result<()> {
+        let (x, weight) = (io.inputs[0], io.inputs[1]);
+        check_targets(io.inputs[2].of(), weight.at.rows() as usize)?;
+        with_float!("linear_cross_entropy_tangent", x.at.dtype, T => {
+            let loss = self.sum::<T>(io);
+            set_loss(&mut io.outputs[0], loss)
+        })
     }
 }
 

@@ -2,10 +2,12 @@
 
 use rayon::prelude::*;
 
+use super::embedding::PositionEmbedding;
 use super::gemm::{Mat, matmul, matmul_scratch};
 use super::{Element, Io, Op, Output, View, ViewMut, Work, expect, traffic};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::graph::backward::Backward;
+use crate::graph::tangent::Tangent;
 use crate::graph::tensor::{DType, Type};
 use crate::spec::job::Backend;
 use crate::spec::units::Bytes;
@@ -96,6 +98,29 @@ impl Op for Linear {
         }
         Ok(())
     }
+    fn tangent(&self, at: &mut Tangent) -> Result<()> {
+        let (x, weight) = (Some(at.input(0)), Some(at.input(1)));
+        let mut bias = if self.bias { at.of(2) } else { None };
+        let mut terms = Vec::new();
+        for factors in [(at.of(0), weight), (x, at.of(1))] {
+            let (Some(x), Some(weight)) = factors else {
+                continue;
+            };
+            // The first product adds the bias's tangent.
+            let bias = bias.take();
+            let op = Linear {
+                bias: bias.is_some(),
+            };
+            let inputs: Vec<_> = [x, weight].into_iter().chain(bias).collect();
+            terms.push(at.emit(op, &inputs)?[0]);
+        }
+        if let Some(bias) = bias {
+            let rows = at.zero(at.output(0))?;
+            let op = PositionEmbedding { seq: 1, offset: 0 };
+            terms.push(at.emit(op, &[rows, bias])?[0]);
+        }
+        at.give_sum(&terms)
+    }
     fn cpu(&self, io: &mut Io) -> Result<()> {
         let (x, w) = (io.inputs[0], io.inputs[1]);
         with_float!("linear", x.at.dtype, T => {
@@ -131,9 +156,6 @@ impl Op for LinearInputGradient {
     }
     fn work(&self, inputs: &[Type], outputs: &[Type]) -> Work {
         product(inputs, outputs, inputs[0].columns(), 0)
-    }
-    fn backward(&self, _: &mut Backward) -> Result<()> {
-        Err(no_derivative(self.name()))
     }
     fn cpu(&self, io: &mut Io) -> Result<()> {
         let (dy, w) = (io.inputs[0], io.inputs[1]);
@@ -171,9 +193,6 @@ impl Op for LinearWeightGradient {
     }
     fn work(&self, inputs: &[Type], outputs: &[Type]) -> Work {
         product(inputs, outputs, inputs[0].rows(), 0)
-    }
-    fn backward(&self, _: &mut Backward) -> Result<()> {
-        Err(no_derivative(self.name()))
     }
     fn cpu(&self, io: &mut Io) -> Result<()> {
         let (dy, x) = (io.inputs[0], io.inputs[1]);
@@ -213,9 +232,6 @@ impl Op for BiasGradient {
             vector: inputs[0].elements(),
             bytes: traffic(inputs, outputs),
         }
-    }
-    fn backward(&self, _: &mut Backward) -> Result<()> {
-        Err(no_derivative(self.name()))
     }
     fn cpu(&self, io: &mut Io) -> Result<()> {
         let dy = io.inputs[0];
@@ -281,9 +297,4 @@ fn product(inputs: &[Type], outputs: &[Type], depth: u64, vector: u64) -> Work {
         vector,
         bytes: traffic(inputs, outputs),
     }
-}
-
-/// The answer of ops that only ever stand in a backward pass or an update.
-pub fn no_derivative(op: &'static str) -> Error {
-    Error::shape(op, "has no derivative: it is not part of a forward pass")
 }

@@ -8,6 +8,7 @@ use half::{bf16, f16};
 
 use super::backward::Backward;
 use super::random::Key;
+use super::tangent::Tangent;
 use super::tensor::{DType, Type};
 use crate::error::{Error, Result};
 use crate::spec::job::Backend;
@@ -16,6 +17,7 @@ use crate::spec::units::Bytes;
 pub mod activation;
 pub mod attention;
 mod attention_backward;
+pub mod attention_tangent;
 pub mod cross_entropy;
 pub mod dropout;
 pub mod elementwise;
@@ -26,6 +28,7 @@ pub mod linear_cross_entropy;
 pub mod matmul;
 pub mod moe;
 pub mod norm;
+pub mod norm_tangent;
 pub mod optimizer;
 pub mod rope;
 pub mod scores;
@@ -58,7 +61,7 @@ pub struct Work {
 
 /// One operation, defined once: what it makes, what it costs, how it is differentiated, what it computes.
 pub trait Op: Any + Debug + Send + Sync {
-    /// Its name, unique among kinds of ops, in snake case; the backward of `x` is `x_backward`.
+    /// Its name, unique among kinds of ops, in snake case; the backward of `x` is `x_backward`, its tangent `x_tangent`.
     fn name(&self) -> &'static str;
 
     /// Types, formats and aliases of its outputs.
@@ -68,7 +71,9 @@ pub trait Op: Any + Debug + Send + Sync {
     fn outputs(&self, inputs: &[Type]) -> Result<Vec<Output>>;
 
     /// Bytes it needs beside inputs and outputs while it runs.
-    fn scratch(&self, inputs: &[Type], backend: Backend) -> Bytes;
+    fn scratch(&self, _inputs: &[Type], _backend: Backend) -> Bytes {
+        Bytes::ZERO
+    }
 
     /// The work of one call: no default, no device.
     fn work(&self, inputs: &[Type], outputs: &[Type]) -> Work;
@@ -76,8 +81,18 @@ pub trait Op: Any + Debug + Send + Sync {
     /// Emits the nodes that turn gradients of outputs into gradients of inputs.
     ///
     /// # Errors
-    /// Where an emitted node is ill-typed, or the op has no derivative.
-    fn backward(&self, at: &mut Backward) -> Result<()>;
+    /// Where an emitted node is ill-typed, or the op never stands in a forward pass: the answer unless it has a rule.
+    fn backward(&self, _at: &mut Backward) -> Result<()> {
+        Err(no_derivative(self.name()))
+    }
+
+    /// Emits the nodes that turn tangents of inputs into tangents of outputs; called where an input has one.
+    ///
+    /// # Errors
+    /// As [`Op::backward`].
+    fn tangent(&self, _at: &mut Tangent) -> Result<()> {
+        Err(no_derivative(self.name()))
+    }
 
     /// The definition. Outputs and scratch are slices of the arena; nothing of size may be allocated.
     ///
@@ -238,6 +253,11 @@ macro_rules! with_float {
             )),
         }
     };
+}
+
+/// The answer of ops that only ever stand in a backward pass, a tangent or an update.
+fn no_derivative(op: &'static str) -> Error {
+    Error::shape(op, "has no derivative: it is not part of a forward pass")
 }
 
 /// Fails unless `condition` holds, naming the op and what it expected.

@@ -2,12 +2,13 @@
 
 use rayon::prelude::*;
 
-use super::matmul::no_derivative;
+use super::norm_tangent::{LayerNormTangent, RmsNormTangent, give_tangent};
 use super::simd::{self, sum_of, sum_of_pairs, sum_of_triples, vectorized};
 use super::{Element, Io, Op, Output, Work, exactly, expect, expect_inputs, traffic};
 use crate::error::Result;
 use crate::graph::backward::Backward;
 use crate::graph::op::elementwise::CHUNK;
+use crate::graph::tangent::Tangent;
 use crate::graph::tensor::{DType, Type};
 use crate::spec::job::Backend;
 use crate::spec::units::Bytes;
@@ -70,9 +71,6 @@ impl Op for LayerNorm {
         let stats = Type::new(&[x.rows(), 2], DType::F32);
         Ok(vec![Output::Fresh(x.clone()), Output::Fresh(stats)])
     }
-    fn scratch(&self, _: &[Type], _: Backend) -> Bytes {
-        Bytes::ZERO
-    }
     fn work(&self, inputs: &[Type], outputs: &[Type]) -> Work {
         // mean, variance (subtract, multiply, add), and subtract, scale, weight, bias
         pointwise(8, inputs, outputs)
@@ -80,6 +78,9 @@ impl Op for LayerNorm {
     fn backward(&self, at: &mut Backward) -> Result<()> {
         let op = LayerNormBackward { grad: at.format(1) };
         give_all(at, op)
+    }
+    fn tangent(&self, at: &mut Tangent) -> Result<()> {
+        give_tangent(at, 3, LayerNormTangent)
     }
     fn cpu(&self, io: &mut Io) -> Result<()> {
         let [x, w, b] = [io.inputs[0], io.inputs[1], io.inputs[2]];
@@ -116,9 +117,6 @@ impl Op for LayerNormBackward {
     fn work(&self, inputs: &[Type], outputs: &[Type]) -> Work {
         // normalize (2), dy * weight, two sums (3), dx (4), dweight (2), dbias
         pointwise(13, inputs, outputs)
-    }
-    fn backward(&self, _: &mut Backward) -> Result<()> {
-        Err(no_derivative(self.name()))
     }
     fn cpu(&self, io: &mut Io) -> Result<()> {
         let [dy, x, w, stats] = [io.inputs[0], io.inputs[1], io.inputs[2], io.inputs[3]];
@@ -160,9 +158,6 @@ impl Op for RmsNorm {
         let stats = Type::new(&[x.rows(), x.columns() / width], DType::F32);
         Ok(vec![Output::Fresh(x.clone()), Output::Fresh(stats)])
     }
-    fn scratch(&self, _: &[Type], _: Backend) -> Bytes {
-        Bytes::ZERO
-    }
     fn work(&self, inputs: &[Type], outputs: &[Type]) -> Work {
         pointwise(4, inputs, outputs)
     }
@@ -173,6 +168,13 @@ impl Op for RmsNorm {
             grad: at.format(1),
         };
         give_all(at, op)
+    }
+    fn tangent(&self, at: &mut Tangent) -> Result<()> {
+        let op = RmsNormTangent {
+            unit_offset: self.unit_offset,
+            width: self.width,
+        };
+        give_tangent(at, 2, op)
     }
     fn cpu(&self, io: &mut Io) -> Result<()> {
         let (x, w) = (io.inputs[0], io.inputs[1]);
@@ -216,9 +218,6 @@ impl Op for RmsNormBackward {
     fn work(&self, inputs: &[Type], outputs: &[Type]) -> Work {
         // dy * weight, its sum with x (2), dx (3), dweight (3)
         pointwise(9, inputs, outputs)
-    }
-    fn backward(&self, _: &mut Backward) -> Result<()> {
-        Err(no_derivative(self.name()))
     }
     fn cpu(&self, io: &mut Io) -> Result<()> {
         let [dy, x, w, stats] = [io.inputs[0], io.inputs[1], io.inputs[2], io.inputs[3]];
@@ -313,7 +312,7 @@ vectorized! {
 }
 
 /// Rows one forward task takes.
-fn task_rows(columns: usize) -> usize {
+pub(super) fn task_rows(columns: usize) -> usize {
     (CHUNK / columns).max(1)
 }
 
@@ -351,7 +350,7 @@ fn round(op: &'static str, sums: &[f32], into: &mut super::ViewMut) -> Result<()
 }
 
 /// `flops` per element of input 0 and all bytes once.
-fn pointwise(flops: u64, inputs: &[Type], outputs: &[Type]) -> Work {
+pub(super) fn pointwise(flops: u64, inputs: &[Type], outputs: &[Type]) -> Work {
     Work {
         matmul: 0,
         vector: flops * inputs[0].elements(),

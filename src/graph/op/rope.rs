@@ -7,6 +7,7 @@ use super::{Element, Io, Op, Output, Work, expect, expect_inputs, traffic};
 use crate::error::Result;
 use crate::graph::backward::Backward;
 use crate::graph::op::elementwise::CHUNK;
+use crate::graph::tangent::Tangent;
 use crate::graph::tensor::Type;
 use crate::spec::job::Backend;
 use crate::spec::model::{Rotary, RotaryScaling};
@@ -78,6 +79,12 @@ impl Op for Rope {
         };
         let dx = at.emit(op, &[dy])?[0];
         at.give(0, dx)
+    }
+    fn tangent(&self, at: &mut Tangent) -> Result<()> {
+        at.product_rule(Rope {
+            in_place: at.owns(0),
+            ..self.clone()
+        })
     }
     fn cpu(&self, io: &mut Io) -> Result<()> {
         let table: &mut [f32] = bytemuck::cast_slice_mut(io.scratch);

@@ -1,12 +1,10 @@
 //! What crosses a border: moves between places, and values from and to the outside.
 
-use super::matmul::no_derivative;
 use super::{Io, Op, Output, Work, expect, traffic};
 use crate::error::Result;
 use crate::graph::backward::Backward;
+use crate::graph::tangent::Tangent;
 use crate::graph::tensor::Type;
-use crate::spec::job::Backend;
-use crate::spec::units::Bytes;
 
 /// Name of [`Move`]: its nodes are lowered to copies.
 pub const MOVE: &str = "move";
@@ -61,18 +59,12 @@ impl Op for Move {
             Output::Fresh(inputs[0].clone())
         }])
     }
-    fn scratch(&self, _: &[Type], _: Backend) -> Bytes {
-        Bytes::ZERO
-    }
     fn work(&self, inputs: &[Type], _: &[Type]) -> Work {
         Work {
             matmul: 0,
             vector: 0,
             bytes: inputs[0].bytes().0,
         }
-    }
-    fn backward(&self, _: &mut Backward) -> Result<()> {
-        Err(no_derivative(MOVE))
     }
     fn cpu(&self, io: &mut Io) -> Result<()> {
         io.outputs[0].bytes.copy_from_slice(io.inputs[0].bytes);
@@ -87,13 +79,13 @@ impl Op for Settle {
     fn outputs(&self, _: &[Type]) -> Result<Vec<Output>> {
         Ok(Vec::new())
     }
-    fn scratch(&self, _: &[Type], _: Backend) -> Bytes {
-        Bytes::ZERO
-    }
     fn work(&self, _: &[Type], _: &[Type]) -> Work {
         Work::default()
     }
     fn backward(&self, _: &mut Backward) -> Result<()> {
+        Ok(())
+    }
+    fn tangent(&self, _: &mut Tangent) -> Result<()> {
         Ok(())
     }
     fn cpu(&self, _: &mut Io) -> Result<()> {
@@ -110,9 +102,6 @@ impl Op for Feed {
             format!("takes nothing; got {inputs:?}")
         })?;
         Ok(vec![Output::Fresh(self.at.clone())])
-    }
-    fn scratch(&self, _: &[Type], _: Backend) -> Bytes {
-        Bytes::ZERO
     }
     fn work(&self, inputs: &[Type], outputs: &[Type]) -> Work {
         Work {
@@ -139,9 +128,6 @@ impl Op for Report {
         })?;
         Ok(Vec::new())
     }
-    fn scratch(&self, _: &[Type], _: Backend) -> Bytes {
-        Bytes::ZERO
-    }
     fn work(&self, inputs: &[Type], outputs: &[Type]) -> Work {
         Work {
             matmul: 0,
@@ -150,6 +136,9 @@ impl Op for Report {
         }
     }
     fn backward(&self, _: &mut Backward) -> Result<()> {
+        Ok(())
+    }
+    fn tangent(&self, _: &mut Tangent) -> Result<()> {
         Ok(())
     }
     fn cpu(&self, io: &mut Io) -> Result<()> {

@@ -3,8 +3,8 @@
 use crate::error::Result;
 use crate::graph::backward::Backward;
 use crate::graph::op::gemm::{Mat, matmul, matmul_scratch};
-use crate::graph::op::matmul::no_derivative;
 use crate::graph::op::{Element, Io, Op, Output, Work, expect, expect_inputs, summed, traffic};
+use crate::graph::tangent::Tangent;
 use crate::graph::tensor::{DType, Type};
 use crate::spec::job::Backend;
 use crate::spec::units::Bytes;
@@ -67,6 +67,9 @@ impl Op for GroupedLinear {
         }
         Ok(())
     }
+    fn tangent(&self, at: &mut Tangent) -> Result<()> {
+        at.product_rule(self.clone())
+    }
     fn cpu(&self, io: &mut Io) -> Result<()> {
         let (rows, weight) = (io.inputs[0], io.inputs[1]);
         let (outputs, inputs) = (weight.at.shape[1] as usize, weight.at.shape[2] as usize);
@@ -100,9 +103,6 @@ impl Op for GroupedLinearInputGradient {
     }
     fn work(&self, inputs: &[Type], outputs: &[Type]) -> Work {
         product(inputs, outputs, outputs[0].elements() * inputs[0].columns())
-    }
-    fn backward(&self, _: &mut Backward) -> Result<()> {
-        Err(no_derivative(self.name()))
     }
     fn cpu(&self, io: &mut Io) -> Result<()> {
         let (dy, weight) = (io.inputs[0], io.inputs[1]);
@@ -139,9 +139,6 @@ impl Op for GroupedLinearWeightGradient {
     }
     fn work(&self, inputs: &[Type], outputs: &[Type]) -> Work {
         product(inputs, outputs, inputs[0].elements() * inputs[1].columns())
-    }
-    fn backward(&self, _: &mut Backward) -> Result<()> {
-        Err(no_derivative(self.name()))
     }
     fn cpu(&self, io: &mut Io) -> Result<()> {
         with_float!("grouped_linear_weight_backward", io.inputs[0].at.dtype, T => {

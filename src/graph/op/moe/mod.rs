@@ -8,5 +8,5 @@ mod route;
 mod rows;
 
 pub use grouped::{GroupedLinear, GroupedLinearInputGradient, GroupedLinearWeightGradient};
-pub use route::{Route, RouteBackward};
+pub use route::{Route, RouteBackward, RouteTangent};
 pub use rows::{Combine, CombineBackward, Gather, GatherBackward};

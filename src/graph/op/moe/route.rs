@@ -4,8 +4,8 @@ use rayon::prelude::*;
 
 use crate::error::Result;
 use crate::graph::backward::Backward;
-use crate::graph::op::matmul::no_derivative;
 use crate::graph::op::{Element, Io, Op, Output, Work, expect, expect_inputs, traffic};
+use crate::graph::tangent::Tangent;
 use crate::graph::tensor::{DType, Type};
 use crate::spec::job::Backend;
 use crate::spec::units::Bytes;
@@ -35,6 +35,10 @@ pub struct RouteBackward {
     /// Format of the logits.
     pub format: DType,
 }
+
+/// The weights' tangent: dlogits (N, E), weights (N, k) (F32) and chosen (N, k) (U32) to dweights (N, k) (F32).
+#[derive(Debug, Clone)]
+pub struct RouteTangent;
 
 impl Op for Route {
     fn name(&self) -> &'static str {
@@ -76,6 +80,16 @@ impl Op for Route {
         };
         let dlogits = at.emit(op, &[dweights, at.output(0), at.output(3)])?[0];
         at.give(0, dlogits)
+    }
+    fn tangent(&self, at: &mut Tangent) -> Result<()> {
+        let Some(dlogits) = at.of(0) else {
+            return Ok(());
+        };
+        // Where tokens go does not move.
+        let inputs = [dlogits, at.output(0), at.output(3)];
+        let dweights = at.emit(RouteTangent, &inputs)?[0];
+        at.give(0, dweights);
+        Ok(())
     }
     fn cpu(&self, io: &mut Io) -> Result<()> {
         let (experts, k) = (self.experts as usize, self.top_k as usize);
@@ -153,18 +167,12 @@ impl Op for RouteBackward {
         let shape = [inputs[0].rows(), self.experts];
         Ok(vec![Output::Fresh(Type::new(&shape, self.format))])
     }
-    fn scratch(&self, _: &[Type], _: Backend) -> Bytes {
-        Bytes::ZERO
-    }
     fn work(&self, inputs: &[Type], outputs: &[Type]) -> Work {
         Work {
             matmul: 0,
             vector: 4 * inputs[0].elements(),
             bytes: traffic(inputs, outputs),
         }
-    }
-    fn backward(&self, _: &mut Backward) -> Result<()> {
-        Err(no_derivative(self.name()))
     }
     fn cpu(&self, io: &mut Io) -> Result<()> {
         let (experts, k) = (self.experts as usize, io.inputs[0].at.columns() as usize);
@@ -179,6 +187,48 @@ impl Op for RouteBackward {
                 dlogits.fill(T::narrow(0.0));
                 for ((dw, w), &expert) in dw.iter().zip(w).zip(&chosen[slots]) {
                     dlogits[expert as usize] = T::narrow(w * (dw - mean));
+                }
+            });
+            Ok(())
+        })
+    }
+}
+
+impl Op for RouteTangent {
+    fn name(&self) -> &'static str {
+        "route_tangent"
+    }
+    fn outputs(&self, inputs: &[Type]) -> Result<Vec<Output>> {
+        expect_inputs(self.name(), inputs, 3)?;
+        let (logits, weights, chosen) = (&inputs[0], &inputs[1], &inputs[2]);
+        let fits = logits.rows() == weights.rows()
+            && weights.dtype == DType::F32
+            && *chosen == weights.with(DType::U32);
+        expect(self.name(), fits, || {
+            format!("dlogits (N, E), weights and chosen (N, k); got {inputs:?}")
+        })?;
+        Ok(vec![Output::Fresh(weights.clone())])
+    }
+    fn work(&self, inputs: &[Type], outputs: &[Type]) -> Work {
+        Work {
+            matmul: 0,
+            vector: 4 * outputs[0].elements(),
+            bytes: traffic(&inputs[1..], outputs) + outputs[0].elements() * inputs[0].dtype.bytes(),
+        }
+    }
+    fn cpu(&self, io: &mut Io) -> Result<()> {
+        let dlogits = io.inputs[0];
+        let (weights, chosen) = (io.inputs[1], io.inputs[2].of::<u32>());
+        let (experts, k) = (dlogits.at.columns() as usize, weights.at.columns() as usize);
+        with_float!("route_tangent", dlogits.at.dtype, T => {
+            let tokens = dlogits.of::<T>().par_chunks(experts);
+            let slots = weights.of::<f32>().par_chunks(k).zip(chosen.par_chunks(k));
+            let made = io.outputs[0].of::<f32>().par_chunks_mut(k);
+            made.zip(tokens).zip(slots).for_each(|((dweights, dlogits), (weights, chosen))| {
+                let moved = chosen.iter().map(|&expert| dlogits[expert as usize].wide());
+                let mean: f32 = moved.clone().zip(weights).map(|(moved, w)| moved * w).sum();
+                for ((dweight, w), moved) in dweights.iter_mut().zip(weights).zip(moved) {
+                    *dweight = w * (moved - mean);
                 }
             });
             Ok(())

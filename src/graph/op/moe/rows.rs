@@ -4,9 +4,9 @@ use rayon::prelude::*;
 
 use crate::error::Result;
 use crate::graph::backward::Backward;
-use crate::graph::op::matmul::no_derivative;
 use crate::graph::op::simd::{self, vectorized};
 use crate::graph::op::{Element, Io, Op, Output, Work, expect, expect_inputs, traffic};
+use crate::graph::tangent::Tangent;
 use crate::graph::tensor::{DType, Type};
 use crate::spec::job::Backend;
 use crate::spec::units::Bytes;
@@ -50,9 +50,6 @@ impl Op for Gather {
             x.dtype,
         ))])
     }
-    fn scratch(&self, _: &[Type], _: Backend) -> Bytes {
-        Bytes::ZERO
-    }
     fn work(&self, inputs: &[Type], outputs: &[Type]) -> Work {
         Work {
             matmul: 0,
@@ -70,6 +67,9 @@ impl Op for Gather {
         };
         let dx = at.emit(op, &[drows, order])?[0];
         at.give(0, dx)
+    }
+    fn tangent(&self, at: &mut Tangent) -> Result<()> {
+        at.product_rule(self.clone())
     }
     fn cpu(&self, io: &mut Io) -> Result<()> {
         let (x, order) = (io.inputs[0], io.inputs[1].of::<u32>());
@@ -106,9 +106,6 @@ impl Op for GatherBackward {
             vector: inputs[0].elements(),
             bytes: traffic(inputs, outputs),
         }
-    }
-    fn backward(&self, _: &mut Backward) -> Result<()> {
-        Err(no_derivative(self.name()))
     }
     fn cpu(&self, io: &mut Io) -> Result<()> {
         let (drows, places) = (io.inputs[0], invert(io.inputs[1].of(), io.scratch));
@@ -151,6 +148,9 @@ impl Op for Combine {
         at.give(0, gradients[0])?;
         at.give(1, gradients[1])
     }
+    fn tangent(&self, at: &mut Tangent) -> Result<()> {
+        at.product_rule(self.clone())
+    }
     fn cpu(&self, io: &mut Io) -> Result<()> {
         let (rows, weights) = (io.inputs[0], io.inputs[1]);
         let places = invert(io.inputs[2].of(), io.scratch);
@@ -190,9 +190,6 @@ impl Op for CombineBackward {
             vector: 3 * inputs[1].elements(),
             bytes: traffic(inputs, outputs),
         }
-    }
-    fn backward(&self, _: &mut Backward) -> Result<()> {
-        Err(no_derivative(self.name()))
     }
     fn cpu(&self, io: &mut Io) -> Result<()> {
         let (dy, rows, order) = (io.inputs[0], io.inputs[1], io.inputs[3].of::<u32>());

@@ -2,13 +2,9 @@
 
 use super::update::{Layout, Rule};
 use crate::error::Result;
-use crate::graph::backward::Backward;
-use crate::graph::op::matmul::no_derivative;
 use crate::graph::op::simd::vectorized;
 use crate::graph::op::{Io, Op, Output, Work, traffic};
 use crate::graph::tensor::Type;
-use crate::spec::job::Backend;
-use crate::spec::units::Bytes;
 
 /// AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101), in PyTorch's form, with the rate and count of the step.
 ///
@@ -47,18 +43,12 @@ impl Op for AdamW {
     fn outputs(&self, inputs: &[Type]) -> Result<Vec<Output>> {
         self.layout().outputs(self.name(), inputs)
     }
-    fn scratch(&self, _: &[Type], _: Backend) -> Bytes {
-        Bytes::ZERO
-    }
     fn work(&self, inputs: &[Type], outputs: &[Type]) -> Work {
         Work {
             matmul: 0,
             vector: 15 * outputs[0].elements(),
             bytes: traffic(inputs, outputs),
         }
-    }
-    fn backward(&self, _: &mut Backward) -> Result<()> {
-        Err(no_derivative(self.name()))
     }
     fn cpu(&self, io: &mut Io) -> Result<()> {
         let (step, rate) = (io.scalars.step as f64, f64::from(io.scalars.rate));

@@ -3,9 +3,7 @@
 use rayon::prelude::*;
 
 use crate::error::Result;
-use crate::graph::backward::Backward;
 use crate::graph::op::elementwise::CHUNK;
-use crate::graph::op::matmul::no_derivative;
 use crate::graph::op::simd::vectorized;
 use crate::graph::op::{Element, Io, Op, Output, View, Work, expect, expect_inputs, traffic};
 use crate::graph::tensor::{DType, Type};
@@ -54,9 +52,6 @@ impl Op for SquareSum {
             vector: 2 * inputs[0].elements(),
             bytes: traffic(inputs, outputs),
         }
-    }
-    fn backward(&self, _: &mut Backward) -> Result<()> {
-        Err(no_derivative(self.name()))
     }
     fn cpu(&self, io: &mut Io) -> Result<()> {
         let gradient = io.inputs[0];
@@ -108,18 +103,12 @@ impl Op for ClipScale {
         })?;
         Ok(vec![Output::Fresh(Type::new(&[3], DType::F32))])
     }
-    fn scratch(&self, _: &[Type], _: Backend) -> Bytes {
-        Bytes::ZERO
-    }
     fn work(&self, inputs: &[Type], outputs: &[Type]) -> Work {
         Work {
             matmul: 0,
             vector: inputs.len() as u64 + 5,
             bytes: traffic(inputs, outputs),
         }
-    }
-    fn backward(&self, _: &mut Backward) -> Result<()> {
-        Err(no_derivative(self.name()))
     }
     fn cpu(&self, io: &mut Io) -> Result<()> {
         let (sums, scale) = io

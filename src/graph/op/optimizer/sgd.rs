@@ -2,13 +2,9 @@
 
 use super::update::{Layout, Rule};
 use crate::error::Result;
-use crate::graph::backward::Backward;
-use crate::graph::op::matmul::no_derivative;
 use crate::graph::op::simd::vectorized;
 use crate::graph::op::{Io, Op, Output, Work, traffic};
 use crate::graph::tensor::Type;
-use crate::spec::job::Backend;
-use crate::spec::units::Bytes;
 
 /// SGD in PyTorch's form, with momentum (Polyak 1964) or Nesterov's (Sutskever et al. 2013), at the rate of the step.
 ///
@@ -46,9 +42,6 @@ impl Op for Sgd {
     fn outputs(&self, inputs: &[Type]) -> Result<Vec<Output>> {
         self.layout().outputs(self.name(), inputs)
     }
-    fn scratch(&self, _: &[Type], _: Backend) -> Bytes {
-        Bytes::ZERO
-    }
     fn work(&self, inputs: &[Type], outputs: &[Type]) -> Work {
         let each = if self.momentum == 0.0 { 5 } else { 9 };
         Work {
@@ -56,9 +49,6 @@ impl Op for Sgd {
             vector: each * outputs[0].elements(),
             bytes: traffic(inputs, outputs),
         }
-    }
-    fn backward(&self, _: &mut Backward) -> Result<()> {
-        Err(no_derivative(self.name()))
     }
     fn cpu(&self, io: &mut Io) -> Result<()> {
         let rule = Momentum {
