@@ -1,11 +1,15 @@
 //! Training for real: losses fall, saves continue bit by bit, interrupted runs leave nothing behind.
 
 use memfit::machine::cpu::Settings;
+use memfit::machine::estimate;
 use memfit::machine::train::session::{Options, Schedule, Session};
 use memfit::machine::train::text::{Coding, Corpus, HeldOut, Source};
-use memfit::plan::{Choice, Plan};
+use memfit::plan::{Choice, Plan, library};
+use memfit::program::Program;
 use memfit::spec::job::{Backend, Host, Job, Optimizer, Precision, Target};
 use memfit::spec::{catalog, device};
+
+use crate::programs::lower;
 
 /// A plan of `tiny` on two threads.
 fn plan(precision: Precision, choices: &[&str]) -> Plan {
@@ -105,4 +109,26 @@ fn a_resumed_run_continues_bit_by_bit() {
         assert_eq!(losses(&mut second, 4), rest, "{precision} {choices:?}");
         assert!(rest.iter().all(|l| l.is_finite()));
     }
+}
+
+#[test]
+fn the_committed_training_run_is_about_programs_as_they_are_lowered_now() {
+    let text = std::fs::read_to_string("docs/training.json").unwrap();
+    let result: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let plan = library::find(result["plan"].as_str().unwrap()).unwrap();
+    let plan = estimate::on_cpu(&plan.plan().unwrap(), 2);
+    let now = lower(&plan);
+    let ran = result["programs"].as_array().unwrap();
+    assert!(!ran.is_empty());
+    for program in ran {
+        let same = |p: &&Program| serde_json::json!(p.when) == program["when"];
+        let hash = now.iter().find(same).map(|p| format!("{:016x}", p.hash()));
+        assert_eq!(
+            hash.as_deref(),
+            program["hash"].as_str(),
+            "{program} is stale"
+        );
+    }
+    let after = result["held_out_after"].as_f64().unwrap();
+    assert!(after < result["bound"].as_f64().unwrap());
 }
