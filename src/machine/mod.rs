@@ -2,6 +2,7 @@
 
 pub mod agreement;
 pub mod calibrate;
+pub mod compare;
 pub mod cpu;
 pub mod estimate;
 pub mod measure;

@@ -5,4 +5,5 @@ pub mod config;
 pub mod device;
 pub mod job;
 pub mod model;
+pub mod torch;
 pub mod units;
