@@ -2,6 +2,7 @@
 
 mod bench;
 mod calibrate;
+mod compare;
 mod explain;
 mod files;
 mod job;
@@ -57,6 +58,8 @@ enum Command {
     Techniques,
     /// Measure this machine and write a device file
     Calibrate(calibrate::Args),
+    /// Compare what is predicted for PyTorch with measured runs
+    Compare(compare::Args),
     /// Run a benchmark of the predictions
     Bench(bench::Args),
 }
@@ -107,6 +110,7 @@ fn run(cli: &Cli) -> Result<Answer> {
         Command::Devices => list::devices(),
         Command::Techniques => list::techniques(),
         Command::Calibrate(args) => calibrate::calibrate(args, cli.json),
+        Command::Compare(args) => compare::compare(args, cli.json),
         Command::Bench(args) => bench::bench(args, cli.json),
     }
 }

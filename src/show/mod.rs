@@ -2,6 +2,7 @@
 
 pub mod alternatives;
 pub mod choice;
+pub mod comparison;
 pub mod explain;
 pub mod facts;
 pub mod job;

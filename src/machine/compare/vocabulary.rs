@@ -1,0 +1,521 @@
+//! The words of published records and what each stands for. A word that is not here is not guessed.
+
+use super::arch::Part::{self, Down, Gate, Key, Output, Query, Up, Value};
+use super::figure::Counter;
+use super::record::Reason;
+use crate::spec::torch::{
+    Attn, Checkpointing, OptimizerImpl, TorchDtype, TorchLoss, TorchOptimizer,
+};
+
+/// A word, what it means, and what is assumed by that; nothing where the word says it all.
+pub(super) type Word<T> = (&'static str, T, &'static str);
+
+/// The meaning of a word, and its assumption put with the others.
+pub(super) fn meaning<T: Copy>(
+    key: &str,
+    word: &str,
+    table: &[Word<T>],
+    assumed: &mut Vec<String>,
+) -> Result<T, Reason> {
+    let Some((_, meaning, note)) = table.iter().find(|(known, ..)| *known == word) else {
+        let known: Vec<&str> = table.iter().map(|(known, ..)| *known).collect();
+        return Err(format!(
+            "the field `{key}`: unknown value `{word}`; known are {}",
+            known.join("; ")
+        ));
+    };
+    if !note.is_empty() {
+        assumed.push(format!("{key} `{word}`: {note}"));
+    }
+    Ok(*meaning)
+}
+
+/// Types of weights, computation and adapters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Precision {
+    /// Of the weights.
+    pub(super) weights: TorchDtype,
+    /// Of the computation, where it differs.
+    pub(super) autocast: Option<TorchDtype>,
+    /// Adapters are in fp32.
+    pub(super) wide_adapters: bool,
+    /// What a 4-bit base leaves in 16 bits is turned to fp32.
+    pub(super) prepare_kbit: bool,
+    /// Products are in 8 bits.
+    pub(super) float8: bool,
+}
+
+const fn plain(weights: TorchDtype) -> Precision {
+    Precision {
+        weights,
+        autocast: None,
+        wide_adapters: false,
+        prepare_kbit: false,
+        float8: false,
+    }
+}
+
+const fn mixed(autocast: TorchDtype) -> Precision {
+    Precision {
+        autocast: Some(autocast),
+        ..plain(TorchDtype::Fp32)
+    }
+}
+
+const fn adapters(prepare_kbit: bool) -> Precision {
+    Precision {
+        autocast: Some(TorchDtype::Fp16),
+        wide_adapters: true,
+        prepare_kbit,
+        ..plain(TorchDtype::Fp16)
+    }
+}
+
+const FLOAT8: Precision = Precision {
+    float8: true,
+    ..plain(TorchDtype::Bf16)
+};
+
+pub(super) const PRECISIONS: &[Word<Precision>] = &[
+    ("bf16", plain(TorchDtype::Bf16), ""),
+    ("bf16-true", plain(TorchDtype::Bf16), ""),
+    ("fp16", plain(TorchDtype::Fp16), ""),
+    ("fp32", plain(TorchDtype::Fp32), ""),
+    (
+        "fp32 (16 bytes/param fits the numbers)",
+        plain(TorchDtype::Fp32),
+        "",
+    ),
+    ("fp16 AMP (fp32 masters)", mixed(TorchDtype::Fp16), ""),
+    (
+        "amp_bf16 masters per MP mode DEFAULT",
+        mixed(TorchDtype::Bf16),
+        "",
+    ),
+    ("bf16 masters per MP mode PURE", plain(TorchDtype::Bf16), ""),
+    (
+        "compute fp16; LoRA params/grads/Adam fp32; non-quantised base fp32 upcast",
+        adapters(true),
+        "autocast computes in fp16",
+    ),
+    (
+        "compute fp16; LoRA params/grads/Adam fp32; non-quantised base fp16",
+        adapters(false),
+        "autocast computes in fp16",
+    ),
+    (
+        "bf16 params and compute; optimizer states fp32 on host where offloaded",
+        plain(TorchDtype::Bf16),
+        "",
+    ),
+    ("float8 tensorwise", FLOAT8, ""),
+    ("float8 tensorwise + fp8 all-gather", FLOAT8, ""),
+    ("float8 rowwise", FLOAT8, ""),
+    ("float8 rowwise_with_gw_hp", FLOAT8, ""),
+    ("mxfp8 cublas", FLOAT8, ""),
+    ("mxfp8 cublas rceil", FLOAT8, ""),
+    ("amp_fp8 masters per MP mode DEFAULT", FLOAT8, ""),
+];
+
+/// An optimizer, and where and how wide its state is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Update {
+    pub(super) optimizer: TorchOptimizer,
+    pub(super) kind: OptimizerImpl,
+    pub(super) in_backward: bool,
+    /// Bytes of a trained parameter beside its weight, its gradient and the state that the optimizer has in the
+    /// weight's type: fp32 weights, or wider states.
+    pub(super) beside: u64,
+    /// The state is on the host.
+    pub(super) elsewhere: bool,
+}
+
+const fn update(optimizer: TorchOptimizer, kind: OptimizerImpl) -> Update {
+    Update {
+        optimizer,
+        kind,
+        in_backward: false,
+        beside: 0,
+        elsewhere: false,
+    }
+}
+
+const fn in_backward(of: Update) -> Update {
+    Update {
+        in_backward: true,
+        ..of
+    }
+}
+
+const fn elsewhere(of: Update) -> Update {
+    Update {
+        elsewhere: true,
+        ..of
+    }
+}
+
+/// fp32 weights and both moments in fp32, where weights and moments would be of 16 bits: 4 + 2 + 2.
+const fn masters(of: Update) -> Update {
+    Update { beside: 8, ..of }
+}
+
+const FOREACH: Update = update(TorchOptimizer::Adamw, OptimizerImpl::Foreach);
+const FUSED: Update = update(TorchOptimizer::Adamw, OptimizerImpl::Fused);
+const EIGHT_BIT: Update = update(TorchOptimizer::Adamw8bit, OptimizerImpl::Bnb);
+const SGD: Update = update(TorchOptimizer::Sgd, OptimizerImpl::Foreach);
+const IN_PLACE: Update = in_backward(update(TorchOptimizer::Sgd, OptimizerImpl::Forloop));
+const HOST: &str = "state and update on the host: none on the device";
+const SUBSPACE: &str = "a projected gradient: predicted as AdamW with its state on the host";
+
+pub(super) const OPTIMIZERS: &[Word<Update>] = &[
+    ("AdamW", FOREACH, "torch.optim, foreach"),
+    ("Adam", FOREACH, "torch.optim, foreach"),
+    ("torch AdamW", FOREACH, "foreach"),
+    ("AdamW (fp32 states)", FOREACH, "torch.optim, foreach"),
+    ("AdamW bf16", FOREACH, "torch.optim, foreach"),
+    ("AdamW fused", FUSED, ""),
+    ("AdamW fused bf16", FUSED, ""),
+    ("AdamW fused (CPU when offloaded)", FUSED, ""),
+    (
+        "fused AdamW fp32 states, fp32 sharded params, bf16 compute",
+        FUSED,
+        "",
+    ),
+    (
+        "AdamW bf16, fused into backward",
+        in_backward(FOREACH),
+        "torch.optim, foreach",
+    ),
+    ("DecoupledLionW or AdamW (yaml)", FOREACH, "AdamW"),
+    (
+        "AdamW mixed",
+        masters(FOREACH),
+        "fp32 weights beside the fp16 ones, in the optimizer",
+    ),
+    (
+        "AdamW via DeepSpeed ZeRO-2/3, fp32 masters",
+        masters(FUSED),
+        "fp32 weights and moments; DeepSpeed's buckets are not predicted",
+    ),
+    (
+        "AdamW (HF AdamW, fp32 states)",
+        update(TorchOptimizer::Adamw, OptimizerImpl::Forloop),
+        "one parameter after the other",
+    ),
+    (
+        "Adafactor",
+        update(TorchOptimizer::Adafactor, OptimizerImpl::Forloop),
+        "",
+    ),
+    ("SGD", SGD, "no momentum, foreach"),
+    ("LOMO", IN_PLACE, "SGD in the backward pass"),
+    (
+        "MeZO SGD in place",
+        IN_PLACE,
+        "no backward pass: predicted as SGD in it, every layer recomputed",
+    ),
+    ("bnb Adam 8-bit", EIGHT_BIT, ""),
+    ("bnb AdamW 8-bit", EIGHT_BIT, ""),
+    (
+        "torchao AdamW 8-bit",
+        EIGHT_BIT,
+        "bitsandbytes' state instead of torchao's",
+    ),
+    (
+        "torchao AdamW 4-bit",
+        EIGHT_BIT,
+        "8-bit states instead of 4-bit ones",
+    ),
+    (
+        "AdamW 8-bit, fused into backward",
+        in_backward(EIGHT_BIT),
+        "",
+    ),
+    (
+        "bnb PagedAdamW",
+        elsewhere(update(TorchOptimizer::AdamwBnb32bit, OptimizerImpl::Bnb)),
+        "paged state is not counted",
+    ),
+    (
+        "bnb PagedAdamW8bit, fused into backward",
+        elsewhere(in_backward(EIGHT_BIT)),
+        "paged state is not counted",
+    ),
+    (
+        "CPU Adam fp32 states",
+        elsewhere(in_backward(FOREACH)),
+        HOST,
+    ),
+    (
+        "LSP subspace Adam d=2048 r=8",
+        elsewhere(in_backward(FOREACH)),
+        SUBSPACE,
+    ),
+    (
+        "LSP subspace Adam d=512 r=8..32",
+        elsewhere(in_backward(FOREACH)),
+        SUBSPACE,
+    ),
+    (
+        "LSP subspace Adam d=1280 r=4",
+        elsewhere(in_backward(FOREACH)),
+        SUBSPACE,
+    ),
+];
+
+pub(super) const CHECKPOINTINGS: &[Word<Checkpointing>] = &[
+    ("none", Checkpointing::None, ""),
+    ("full", Checkpointing::Full, ""),
+    (
+        "full per-layer",
+        Checkpointing::FullReentrant,
+        "reentrant, as transformers does by default",
+    ),
+    (
+        "full per-layer (HF gradient checkpointing)",
+        Checkpointing::FullReentrant,
+        "reentrant, as transformers does by default",
+    ),
+    ("full (torchtune default)", Checkpointing::Full, ""),
+    ("full + offload of checkpoints", Checkpointing::Full, ""),
+    ("per-block", Checkpointing::Full, ""),
+    (
+        "selective per-op",
+        Checkpointing::SacMatmul,
+        "matmuls and attention are kept",
+    ),
+    (
+        "selective op",
+        Checkpointing::SacMatmul,
+        "matmuls and attention are kept",
+    ),
+];
+
+/// Two kernels of one class differ in temporaries, not in what they save.
+pub(super) const ATTENTIONS: &[Word<Attn>] = &[
+    ("eager", Attn::Eager, ""),
+    ("SDPA", Attn::Sdpa, ""),
+    ("SDPA flash", Attn::Sdpa, ""),
+    ("SDPA flash/flex", Attn::Sdpa, "SDPA's own kernels"),
+    (
+        "SDPA memory-efficient",
+        Attn::Sdpa,
+        "the kernel PyTorch picks on a newer GPU",
+    ),
+    ("FlashAttention", Attn::Sdpa, "SDPA's flash kernel"),
+    ("FlashAttention-2", Attn::Sdpa, "SDPA's flash kernel"),
+    ("HF eager or SDPA (2024)", Attn::Sdpa, "SDPA"),
+];
+
+pub(super) const LOSSES: &[Word<TorchLoss>] = &[
+    ("full logits CE", TorchLoss::Hf, ""),
+    ("full-logit CE", TorchLoss::Hf, ""),
+    (
+        "chunked CE (128 tokens)",
+        TorchLoss::NoUpcast,
+        "chunks are kept: as much as whole logits in their own type",
+    ),
+    (
+        "chunked CE",
+        TorchLoss::NoUpcast,
+        "chunks are kept: as much as whole logits in their own type",
+    ),
+    (
+        "chunked CE (8)",
+        TorchLoss::NoUpcast,
+        "chunks are kept: as much as whole logits in their own type",
+    ),
+];
+
+/// A base in 4 bits: whether its scales are quantized too.
+pub(super) const QUANTS: &[Word<Option<bool>>] = &[
+    ("none", None, ""),
+    ("nf4", Some(false), ""),
+    ("bnb-nf4", Some(false), ""),
+    ("bnb-nf4-dq", Some(true), ""),
+    (
+        "torchao NF4",
+        Some(true),
+        "bitsandbytes' layout instead of torchao's",
+    ),
+    (
+        "GPTQ int4",
+        Some(false),
+        "nf4 in blocks of 64 instead of GPTQ",
+    ),
+];
+
+/// What is kept on the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Offload {
+    Nothing,
+    Activations,
+    State,
+}
+
+pub(super) const OFFLOADS: &[Word<Offload>] = &[
+    ("none", Offload::Nothing, ""),
+    ("none, compiled", Offload::Nothing, ""),
+    (
+        "activations",
+        Offload::Activations,
+        "every saved tensor, through save_on_cpu",
+    ),
+    ("paged optimizer state to host", Offload::State, ""),
+    (
+        "FSDP CPU offload",
+        Offload::State,
+        "only the state is taken off the device",
+    ),
+    ("torchao CPUOffloadOptimizer", Offload::State, ""),
+    ("torchao CPUOffloadOptimizer, compiled", Offload::State, ""),
+    (
+        "torchao CPUOffloadOptimizer + gradients",
+        Offload::State,
+        "gradients stay on the device",
+    ),
+    (
+        "DeepSpeed ZeRO-Offload (untuned)",
+        Offload::State,
+        "gradients stay on the device",
+    ),
+    (
+        "ZeRO-Offload style: weights/optimizer on host, per-layer transfers, CPU Adam",
+        Offload::State,
+        "weights stay on the device",
+    ),
+    (
+        "LSP-Offload: projected gradients to host, subspace Adam on CPU, overlapped per layer",
+        Offload::State,
+        "",
+    ),
+];
+
+/// Whether `torch.compile` was on.
+pub(super) const COMPILES: &[Word<bool>] = &[
+    ("none", false, ""),
+    ("torch.compile", true, ""),
+    ("yes", true, ""),
+];
+
+/// A counter, and whether a device's workspaces are in it.
+pub(super) const COUNTERS: &[Word<(Counter, bool)>] = &[
+    ("allocated", (Counter::Allocated, true), ""),
+    ("active", (Counter::Active, true), ""),
+    (
+        "reserved",
+        (Counter::Reserved, true),
+        "allocated in whole segments; fragmentation is not predicted",
+    ),
+    (
+        "nvidia-smi",
+        (Counter::Process, true),
+        "allocated in whole segments; fragmentation is not predicted",
+    ),
+    (
+        "nvml process total (device used)",
+        (Counter::Process, true),
+        "allocated in whole segments; fragmentation is not predicted",
+    ),
+    (
+        "unspecified",
+        (Counter::Allocated, true),
+        "max_memory_allocated",
+    ),
+    (
+        "sum of profiled parts",
+        (Counter::Allocated, false),
+        "tensors alone",
+    ),
+];
+
+const ALL: &[Part] = &Part::ALL;
+const MLP: &[Part] = &[Query, Value, Output, Gate, Up, Down];
+
+/// The modules that have adapters.
+pub(super) const TARGETS: &[Word<&[Part]>] = &[
+    ("q_proj", &[Query], ""),
+    ("k_proj", &[Key], ""),
+    ("v_proj", &[Value], ""),
+    ("o_proj", &[Output], ""),
+    ("query", &[Query], ""),
+    ("value", &[Value], ""),
+    (
+        "c_attn",
+        &[Query, Key, Value],
+        "an adapter each for queries, keys and values",
+    ),
+    ("c_proj", &[Output, Down], ""),
+    ("w1", &[Up], ""),
+    ("w2", &[Gate], ""),
+    ("q,v,output proj + MLP", MLP, ""),
+    ("q,v,output + MLP", MLP, ""),
+    ("attention and MLP linears", ALL, ""),
+];
+
+/// How a source trains, where its records leave it open.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Practice {
+    /// The largest norm of gradients.
+    pub(super) clip: Option<f64>,
+    /// Dropout of adapters.
+    pub(super) dropout: f64,
+    /// What `zero_grad` does.
+    pub(super) set_to_none: bool,
+}
+
+const LOOP: Practice = Practice {
+    clip: None,
+    dropout: 0.0,
+    set_to_none: true,
+};
+
+/// Practices by the beginning of a source's name; others train in a plain loop without clipping.
+pub(super) const PRACTICES: &[Word<Practice>] = &[
+    (
+        "QwenLM/Qwen",
+        Practice {
+            clip: Some(1.0),
+            dropout: 0.05,
+            ..LOOP
+        },
+        "the Trainer clips at 1; dropout 0.05 of adapters, from the finetune script",
+    ),
+    (
+        "Lightning-AI/litgpt",
+        Practice {
+            dropout: 0.05,
+            ..LOOP
+        },
+        "dropout 0.05 of adapters, from the finetune script",
+    ),
+    (
+        "huggingface/transformers",
+        Practice {
+            clip: Some(1.0),
+            set_to_none: false,
+            ..LOOP
+        },
+        "the Trainer of 2022: clips at 1, keeps gradients allocated",
+    ),
+    (
+        "MeZO",
+        Practice {
+            clip: Some(1.0),
+            ..LOOP
+        },
+        "the Trainer clips at 1",
+    ),
+];
+
+/// The practice of a source.
+pub(super) fn practice(source: &str, assumed: &mut Vec<String>) -> Practice {
+    let Some((_, practice, note)) = PRACTICES
+        .iter()
+        .find(|(start, ..)| source.starts_with(start))
+    else {
+        return LOOP;
+    };
+    assumed.push(note.to_string());
+    *practice
+}
