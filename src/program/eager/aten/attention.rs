@@ -1,0 +1,159 @@
+//! Scaled dot-product attention, by the kernel PyTorch would choose.
+
+use std::borrow::Borrow;
+
+use crate::program::eager::autograd::{Maybe, Recording};
+use crate::program::eager::tensor::{DType, Dims, Tensor};
+use crate::program::eager::torch::{Halt, Made, Torch};
+
+/// What `F.scaled_dot_product_attention` is asked for.
+#[derive(Debug, Clone)]
+pub struct Sdpa {
+    /// An additive or boolean mask.
+    pub mask: Option<Tensor>,
+    /// Whether it is causal without one.
+    pub causal: bool,
+    /// Dropout of the probabilities.
+    pub dropout: f64,
+}
+
+impl Torch {
+    /// `F.scaled_dot_product_attention(q, k, v)` of (B, heads, T, D): flash for 16-bit tensors without a mask, memory-efficient
+    /// with one or in f32, and plain matrix products for grouped heads in f32.
+    pub fn attention(&self, q: impl Borrow<Tensor>, k: impl Borrow<Tensor>, v: impl Borrow<Tensor>, how: &Sdpa) -> Made {
+        let [q, k, v] = [self.lowered(q.borrow())?, self.lowered(k.borrow())?, self.lowered(v.borrow())?];
+        let half = q.dtype.bytes() == 2;
+        let fewer = q.shape.all()[1] != k.shape.all()[1];
+        match (half, &how.mask) {
+            (true, None) => self.flash(&q, &k, &v),
+            _ if fewer => self.math(&q, &k, &v, how),
+            _ => self.efficient(&q, &k, &v, how),
+        }
+    }
+
+    /// What attention made before, where a selective checkpoint kept it.
+    fn selectable(&self, make: impl FnOnce() -> Vec<Tensor>) -> Vec<Tensor> {
+        let Some(selected) = self.selected() else { return make() };
+        if let Some(kept) = selected.replayed() {
+            return kept;
+        }
+        let made = make();
+        made.iter().for_each(|t| self.keep(t));
+        selected.note(&made);
+        made
+    }
+
+    /// `_scaled_dot_product_flash_attention`: output laid out (B, T, heads, D), log-sum-exp, seed and offset.
+    fn flash(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Made {
+        let name = "_scaled_dot_product_flash_attention";
+        // Head widths are padded to a multiple of eight and the output cut back.
+        let mut record = Recording::new(self, name, &[q, k, v]);
+        for tensor in [q, k, v] {
+            record.save(tensor)?;
+        }
+        let sizes = q.shape.all().to_vec();
+        let (batch, heads, rows) = (sizes[0], sizes[1], sizes[2]);
+        let made = self.selectable(|| {
+            self.op(name);
+            vec![
+                self.heads_last(q),
+                self.empty(Dims::new(&[batch, heads, rows]), DType::F32),
+                self.empty(Dims::new(&[2]), DType::U64),
+                self.empty(Dims::new(&[]), DType::U64),
+            ]
+        });
+        let formula = |torch: &Torch, _: &[Maybe], saved: &[Tensor]| -> Result<Vec<Maybe>, Halt> {
+            torch.op("_scaled_dot_product_flash_attention_backward");
+            Ok(saved[..3].iter().map(|t| Some(torch.empty_like(t, t.dtype))).collect())
+        };
+        let made = record.finish_all(made, &[true; 4], Box::new(formula))?;
+        made.into_iter().next().ok_or(Halt::Lost)
+    }
+
+    /// An output (B, heads, T, D) whose bytes are in the order (B, T, heads, D).
+    fn heads_last(&self, q: &Tensor) -> Tensor {
+        let shape = q.shape.swapped(1, 2);
+        self.strided(q.shape, shape.contiguous().swapped(1, 2), q.dtype)
+    }
+
+    /// `_scaled_dot_product_efficient_attention`: the log-sum-exp is padded to 32 rows.
+    fn efficient(&self, q: &Tensor, k: &Tensor, v: &Tensor, how: &Sdpa) -> Made {
+        let name = "_scaled_dot_product_efficient_attention";
+        let mut record = Recording::new(self, name, &[q, k, v]);
+        for tensor in [q, k, v].into_iter().chain(&how.mask) {
+            record.save(tensor)?;
+        }
+        let sizes = q.shape.all().to_vec();
+        let padded = sizes[2].next_multiple_of(32);
+        let on = record.is_on();
+        let made = self.selectable(|| {
+            self.op(name);
+            let lse = if on { padded } else { 0 };
+            vec![
+                self.heads_last(q),
+                self.empty(Dims::new(&[sizes[0], sizes[1], lse]), DType::F32),
+                self.empty(Dims::new(&[]), DType::I64),
+                self.empty(Dims::new(&[]), DType::I64),
+            ]
+        });
+        let formula = |torch: &Torch, _: &[Maybe], saved: &[Tensor]| -> Result<Vec<Maybe>, Halt> {
+            torch.op("_scaled_dot_product_efficient_attention_backward");
+            let made = saved[..3].iter().map(|t| {
+                let strides = t.shape.swapped(1, 2).contiguous().swapped(1, 2);
+                Some(torch.strided(t.shape, strides, t.dtype))
+            });
+            Ok(made.collect())
+        };
+        let made = record.finish_all(made, &[true; 4], Box::new(formula))?;
+        made.into_iter().next().ok_or(Halt::Lost)
+    }
+
+    /// `_scaled_dot_product_attention_math`: both operands scaled, products, softmax, dropout.
+    fn math(&self, q: &Tensor, k: &Tensor, v: &Tensor, how: &Sdpa) -> Made {
+        let rows = q.shape.all()[2];
+        let mask = match (&how.mask, how.causal) {
+            (Some(mask), _) => Some(mask.clone()),
+            (None, true) => Some(self.causal_bias(rows, k.shape.all()[2], q.dtype)?),
+            (None, false) => None,
+        };
+        let group = q.shape.all()[1] / k.shape.all()[1].max(1);
+        let (k, v) = match group > 1 {
+            true => (self.interleaved(k, group)?, self.interleaved(v, group)?),
+            false => (k.clone(), v.clone()),
+        };
+        let q = self.scaled(q)?;
+        let scores = {
+            let k = self.scaled(self.transpose(k, 2, 3)?)?;
+            self.matmul(q, k)?
+        };
+        let scores = match mask {
+            Some(mask) => self.add(scores, mask)?,
+            None => scores,
+        };
+        let probabilities = self.fused_softmax(scores)?;
+        let probabilities = self.dropout(probabilities, how.dropout)?;
+        self.matmul(probabilities, v)
+    }
+
+    fn fused_softmax(&self, x: Tensor) -> Made {
+        self.softmax(x, None)
+    }
+
+    /// `repeat_interleave` of key heads: a copy.
+    fn interleaved(&self, x: &Tensor, group: u64) -> Made {
+        let sizes = x.shape.all().to_vec();
+        let wide = self.expand(self.unsqueeze(x, 2)?, &[sizes[0], sizes[1], group, sizes[2], sizes[3]])?;
+        self.reshape(wide, &[sizes[0], sizes[1] * group, sizes[2], sizes[3]])
+    }
+
+    /// The additive mask that plain attention builds for `is_causal`.
+    fn causal_bias(&self, rows: u64, keys: u64, dtype: DType) -> Made {
+        let ones = self.plain("ones", &[rows, keys], DType::Bool);
+        let lower = self.plain("tril", &[rows, keys], DType::Bool);
+        drop(ones);
+        let bias = self.plain("zeros", &[rows, keys], dtype);
+        drop(self.plain("logical_not", &[rows, keys], DType::Bool));
+        drop(lower);
+        Ok(bias)
+    }
+}

@@ -1,0 +1,394 @@
+//! PyTorch's autograd: nodes that save tensors, and the engine that runs them.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BinaryHeap};
+use std::fmt;
+use std::rc::Rc;
+
+use super::checkpoint::Saved;
+use super::tape::Class;
+use super::tensor::{DType, Dims, Tensor};
+use super::torch::{Halt, Torch};
+
+/// A tensor that may be missing: an input that wants no gradient, a gradient nobody gave.
+pub type Maybe = Option<Tensor>;
+
+/// What a node computes: gradients of its outputs and its saved tensors in, gradients of its inputs out.
+pub type Formula = Box<dyn Fn(&Torch, &[Maybe], &[Tensor]) -> Result<Vec<Maybe>, Halt>>;
+
+/// Where a gradient goes.
+#[derive(Debug, Clone)]
+pub enum Edge {
+    /// To output `nr` of a node.
+    Node {
+        /// The node.
+        node: Rc<Node>,
+        /// Which output.
+        nr: usize,
+    },
+    /// To a parameter.
+    Leaf(Rc<Leaf>),
+}
+
+/// A parameter (or an input) that requires gradients: its `.grad` and its AccumulateGrad node.
+pub struct Leaf {
+    /// A number of its own.
+    pub id: u64,
+    /// Sizes.
+    pub shape: Dims,
+    /// Element type.
+    pub dtype: DType,
+    /// The gradient so far.
+    pub grad: RefCell<Maybe>,
+    /// What runs after each accumulation (optimizer in backward).
+    pub hook: RefCell<Option<Box<dyn Fn(&Torch, &Leaf)>>>,
+}
+
+impl fmt::Debug for Leaf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Leaf({}, {:?})", self.id, self.shape.all())
+    }
+}
+
+/// A node of the graph.
+pub struct Node {
+    /// Sequence number: later nodes run first in the backward pass.
+    pub sequence: u64,
+    /// Its name, for explanations.
+    pub name: &'static str,
+    /// Sizes and types of its outputs: gradients are reduced and cast to these.
+    pub outputs: RefCell<Vec<(Dims, DType)>>,
+    /// Where the gradients of its inputs go.
+    pub next: Vec<Option<Edge>>,
+    /// What it saved, until it has run.
+    pub saved: RefCell<Vec<Saved>>,
+    formula: Formula,
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Node({}, {})", self.name, self.sequence)
+    }
+}
+
+impl Drop for Node {
+    /// Long chains are taken apart one by one: a recursion over a deep graph would exhaust the stack.
+    fn drop(&mut self) {
+        let mut chain: Vec<Edge> = self.next.drain(..).flatten().collect();
+        while let Some(edge) = chain.pop() {
+            if let Edge::Node { node, .. } = edge
+                && let Some(mut node) = Rc::into_inner(node)
+            {
+                node.saved.get_mut().clear();
+                chain.extend(node.next.drain(..).flatten());
+            }
+        }
+    }
+}
+
+/// An op being recorded: what it saves and where its gradients go.
+pub struct Recording<'t> {
+    torch: &'t Torch,
+    name: &'static str,
+    sequence: u64,
+    edges: Vec<Option<Edge>>,
+    saved: Vec<Saved>,
+    on: bool,
+}
+
+impl<'t> Recording<'t> {
+    /// Starts the record of op `name` on `inputs`; nothing is recorded where none requires gradients, or gradients are off.
+    pub fn new(torch: &'t Torch, name: &'static str, inputs: &[&Tensor]) -> Recording<'t> {
+        let on = torch.grad_enabled() && inputs.iter().any(|t| t.requires_grad());
+        Recording {
+            torch,
+            name,
+            sequence: if on { torch.next_sequence() } else { 0 },
+            edges: inputs.iter().map(|t| t.edge.clone()).collect(),
+            saved: Vec::new(),
+            on,
+        }
+    }
+
+    /// Whether a gradient of input `index` will be wanted.
+    pub fn needs(&self, index: usize) -> bool {
+        self.on && self.edges[index].is_some()
+    }
+
+    /// Whether anything is recorded.
+    pub fn is_on(&self) -> bool {
+        self.on
+    }
+
+    /// Saves a tensor for the backward pass.
+    pub fn save(&mut self, tensor: &Tensor) -> Result<(), Halt> {
+        if self.on {
+            self.saved.push(self.torch.pack(tensor)?);
+        }
+        Ok(())
+    }
+
+    /// The output of the op, saved too where `save` says so.
+    pub fn finish(self, made: Tensor, save: bool, formula: Formula) -> Result<Tensor, Halt> {
+        let mut made = self.finish_all(vec![made], &[save], formula)?;
+        // `finish_all` returns as many as it is given.
+        made.pop().ok_or(Halt::Stop)
+    }
+
+    /// The outputs of the op; `save` says which are saved too. Integer outputs are not part of the graph.
+    pub fn finish_all(
+        mut self,
+        made: Vec<Tensor>,
+        save: &[bool],
+        formula: Formula,
+    ) -> Result<Vec<Tensor>, Halt> {
+        if !self.on {
+            return Ok(made);
+        }
+        for (tensor, _) in made.iter().zip(save).filter(|(_, save)| **save) {
+            self.saved.push(self.torch.pack(tensor)?);
+        }
+        let outputs = made.iter().map(|t| (t.shape, t.dtype)).collect();
+        let node = Rc::new(Node {
+            sequence: self.sequence,
+            name: self.name,
+            outputs: RefCell::new(outputs),
+            next: self.edges,
+            saved: RefCell::new(self.saved),
+            formula,
+        });
+        let attach = |(nr, tensor): (usize, Tensor)| {
+            let mut inner = (*tensor).clone();
+            drop(tensor);
+            let node = node.clone();
+            inner.edge = inner.dtype.is_float().then_some(Edge::Node { node, nr });
+            Tensor::of(inner)
+        };
+        Ok(made.into_iter().enumerate().map(attach).collect())
+    }
+}
+
+/// A node that is ready to run, ordered as PyTorch's queue orders them.
+struct Ready {
+    order: u64,
+    target: Target,
+}
+
+#[derive(Clone)]
+enum Target {
+    Node(Rc<Node>),
+    Leaf(Rc<Leaf>),
+}
+
+impl PartialEq for Ready {
+    fn eq(&self, other: &Ready) -> bool {
+        self.order == other.order
+    }
+}
+impl Eq for Ready {}
+impl PartialOrd for Ready {
+    fn partial_cmp(&self, other: &Ready) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Ready {
+    fn cmp(&self, other: &Ready) -> std::cmp::Ordering {
+        self.order.cmp(&other.order)
+    }
+}
+
+/// Identity of a target, in the engine's tables.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Key {
+    Node(u64),
+    Leaf(u64),
+}
+
+impl Edge {
+    fn key(&self) -> Key {
+        match self {
+            Edge::Node { node, .. } => Key::Node(node.sequence),
+            Edge::Leaf(leaf) => Key::Leaf(leaf.id),
+        }
+    }
+
+    fn target(&self) -> (Target, usize, u64) {
+        match self {
+            Edge::Node { node, nr } => (Target::Node(node.clone()), *nr, node.sequence),
+            Edge::Leaf(leaf) => (Target::Leaf(leaf.clone()), 0, u64::MAX),
+        }
+    }
+}
+
+/// One run of the engine.
+#[derive(Default)]
+struct Engine {
+    dependencies: BTreeMap<Key, usize>,
+    buffers: BTreeMap<Key, Vec<Maybe>>,
+    ready: BinaryHeap<Ready>,
+}
+
+/// Runs the backward pass from `roots` with their gradients.
+///
+/// # Errors
+/// Where a recomputation halts outside a checkpoint.
+pub fn backward(torch: &Torch, roots: Vec<(Edge, Tensor)>) -> Result<(), Halt> {
+    let mut engine = Engine::default();
+    for (edge, _) in &roots {
+        engine.count(edge);
+    }
+    let before = torch.set_grad(false);
+    for (edge, gradient) in roots {
+        let (target, nr, order) = edge.target();
+        engine.add(torch, &edge, nr, gradient)?;
+        engine.ready.push(Ready { order, target });
+    }
+    while let Some(Ready { target, .. }) = engine.ready.pop() {
+        engine.run(torch, target)?;
+    }
+    torch.set_grad(before);
+    Ok(())
+}
+
+impl Engine {
+    /// Counts, for every node reachable from `root`, the edges that lead to it.
+    fn count(&mut self, root: &Edge) {
+        let Edge::Node { node, .. } = root else { return };
+        let mut seen = std::collections::BTreeSet::from([node.sequence]);
+        let mut stack = vec![node.clone()];
+        while let Some(node) = stack.pop() {
+            for edge in node.next.iter().flatten() {
+                *self.dependencies.entry(edge.key()).or_insert(0) += 1;
+                if let Edge::Node { node, .. } = edge
+                    && seen.insert(node.sequence)
+                {
+                    stack.push(node.clone());
+                }
+            }
+        }
+    }
+
+    /// Adds a gradient to the input buffer of an edge's target.
+    fn add(&mut self, torch: &Torch, edge: &Edge, nr: usize, gradient: Tensor) -> Result<(), Halt> {
+        let buffer = self.buffers.entry(edge.key()).or_default();
+        if buffer.len() <= nr {
+            buffer.resize(nr + 1, None);
+        }
+        buffer[nr] = Some(match buffer[nr].take() {
+            None => gradient,
+            // The sum goes into whichever of the two nobody else holds.
+            Some(old) if old.is_dense() && old.is_sole_owner() && old.dtype == gradient.dtype => old,
+            Some(old) => torch.add(&old, &gradient)?,
+        });
+        Ok(())
+    }
+
+    fn run(&mut self, torch: &Torch, target: Target) -> Result<(), Halt> {
+        match target {
+            Target::Leaf(leaf) => {
+                let gradients = self.buffers.remove(&Key::Leaf(leaf.id)).unwrap_or_default();
+                if let Some(gradient) = gradients.into_iter().next().flatten() {
+                    accumulate(torch, &leaf, gradient)?;
+                }
+                Ok(())
+            }
+            Target::Node(node) => {
+                let mut gradients = self.buffers.remove(&Key::Node(node.sequence)).unwrap_or_default();
+                gradients.resize(node.outputs.borrow().len(), None);
+                let made = call(torch, &node, gradients)?;
+                node.saved.borrow_mut().clear();
+                for (edge, gradient) in node.next.iter().zip(made) {
+                    self.pass(torch, edge, gradient)?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Hands a gradient on, and queues its target once all of its gradients have come.
+    fn pass(&mut self, torch: &Torch, edge: &Option<Edge>, gradient: Maybe) -> Result<(), Halt> {
+        let Some(edge) = edge else { return Ok(()) };
+        let (target, nr, order) = edge.target();
+        if let Some(gradient) = gradient {
+            self.add(torch, edge, nr, gradient)?;
+        }
+        let left = self.dependencies.entry(edge.key()).or_insert(1);
+        *left -= 1;
+        if *left == 0 {
+            self.ready.push(Ready { order, target });
+        }
+        Ok(())
+    }
+}
+
+/// Runs a node's formula; its gradients live until it returns, and what it makes is reduced and cast to what its inputs are.
+fn call(torch: &Torch, node: &Node, gradients: Vec<Maybe>) -> Result<Vec<Maybe>, Halt> {
+    let saved: Result<Vec<Tensor>, Halt> = {
+        let held = node.saved.borrow();
+        held.iter().map(|saved| torch.unpack(saved)).collect()
+    };
+    let mut made = {
+        let saved = saved?;
+        (node.formula)(torch, &gradients, &saved)?
+    };
+    made.resize(node.next.len(), None);
+    for (gradient, edge) in made.iter_mut().zip(&node.next) {
+        let Some(edge) = edge else {
+            *gradient = None;
+            continue;
+        };
+        if let Some(had) = gradient.take() {
+            *gradient = Some(validated(torch, had, edge)?);
+        }
+    }
+    Ok(made)
+}
+
+/// A gradient summed to its input's sizes and cast to its type, as `validate_outputs` does.
+fn validated(torch: &Torch, gradient: Tensor, edge: &Edge) -> Result<Tensor, Halt> {
+    let (shape, dtype) = match edge {
+        Edge::Leaf(leaf) => (leaf.shape, leaf.dtype),
+        Edge::Node { node, nr } => node.outputs.borrow()[*nr],
+    };
+    let gradient = match gradient.shape == shape {
+        true => gradient,
+        false => torch.sum_to(gradient, shape)?,
+    };
+    match gradient.dtype == dtype {
+        true => Ok(gradient),
+        false => torch.to(gradient, dtype),
+    }
+}
+
+/// AccumulateGrad: the gradient is stolen where nobody else holds it and it is laid out like the parameter, else copied;
+/// a later one is added in place.
+fn accumulate(torch: &Torch, leaf: &Rc<Leaf>, gradient: Tensor) -> Result<(), Halt> {
+    let has = leaf.grad.borrow().is_some();
+    if !has {
+        let kept = match gradient.uses() == 1 && gradient.strides == leaf.shape.contiguous() {
+            true => gradient.detached(),
+            false => torch.clone_of(&gradient)?.detached(),
+        };
+        if let Some(storage) = &kept.storage {
+            storage.is(Class::Grads);
+        }
+        *leaf.grad.borrow_mut() = Some(kept);
+    }
+    drop(gradient);
+    if let Some(hook) = &*leaf.hook.borrow() {
+        hook(torch, leaf);
+    }
+    Ok(())
+}
+
+/// A counter of sequence numbers.
+#[derive(Debug, Default)]
+pub struct Sequence(Cell<u64>);
+
+impl Sequence {
+    /// The next number.
+    pub fn next(&self) -> u64 {
+        self.0.set(self.0.get() + 1);
+        self.0.get()
+    }
+}

@@ -1,0 +1,208 @@
+//! A training step as the loop writes it: forward and loss, backward, clipping, update, zeroing.
+
+use super::autograd;
+use super::checkpoint::Hook;
+use super::family::{Call, Model};
+use super::optimizer::{self, Optimizer};
+use super::tape::{Class, EagerPhase, Origin};
+use super::tensor::{DType, Tensor};
+use super::torch::{Halt, Made, Torch};
+use crate::spec::model::ModelSpec;
+use crate::spec::torch::{Task, TorchLoss, TorchOptions};
+
+/// A job ready to take steps.
+pub struct Trainer<'a> {
+    /// The interpreter.
+    pub torch: &'a Torch,
+    /// The architecture.
+    pub spec: &'a ModelSpec,
+    /// The options.
+    pub options: &'a TorchOptions,
+    /// The model.
+    pub model: Box<dyn Model>,
+    /// Parameters that are trained.
+    pub trained: Vec<Tensor>,
+    optimizer: Option<Box<dyn Optimizer>>,
+    outputs: std::cell::RefCell<Vec<Tensor>>,
+}
+
+/// Logits (if they were made) and loss.
+type Outputs = Result<(Vec<Tensor>, Tensor), Halt>;
+
+/// The type of the options.
+pub fn dtype(of: crate::spec::torch::TorchDtype) -> DType {
+    match of {
+        crate::spec::torch::TorchDtype::Fp32 => DType::F32,
+        crate::spec::torch::TorchDtype::Bf16 => DType::Bf16,
+        crate::spec::torch::TorchDtype::Fp16 => DType::F16,
+    }
+}
+
+impl<'a> Trainer<'a> {
+    /// The job's optimizer, made beside its model.
+    pub fn new(torch: &'a Torch, spec: &'a ModelSpec, options: &'a TorchOptions, model: Box<dyn Model>, trained: Vec<Tensor>) -> Trainer<'a> {
+        let optimizer = match options.optimizer_in_backward {
+            false => Some(optimizer::build(torch, trained.clone(), options)),
+            true => {
+                each_its_own(torch, &trained, options);
+                None
+            }
+        };
+        Trainer {
+            torch,
+            spec,
+            options,
+            model,
+            trained,
+            optimizer,
+            outputs: std::cell::RefCell::default(),
+        }
+    }
+
+    /// One step; `seen` is told of the moment at which the last forward pass has returned.
+    ///
+    /// # Errors
+    /// Where an operation halts outside a checkpoint.
+    pub fn step(&self, mut seen: impl FnMut()) -> Result<(), Halt> {
+        let tape = self.torch.tape();
+        for micro in 0..self.options.grad_accum {
+            tape.enter(EagerPhase::Forward);
+            let (outputs, loss) = self.forward()?;
+            if self.options.keep_outputs {
+                *self.outputs.borrow_mut() = outputs;
+            } else {
+                drop(outputs);
+            }
+            if micro + 1 == self.options.grad_accum {
+                seen();
+            }
+            tape.enter(EagerPhase::Backward);
+            if let Some(edge) = loss.edge.clone() {
+                let one = self.torch.one_like(&loss);
+                autograd::backward(self.torch, vec![(edge, one)])?;
+            }
+        }
+        tape.enter(EagerPhase::Optimizer);
+        if self.options.clip_grad_norm.is_some() {
+            self.clip();
+        }
+        if let Some(optimizer) = &self.optimizer {
+            optimizer.step(self.torch);
+            if self.options.set_to_none {
+                self.trained.iter().for_each(forget);
+            }
+        }
+        tape.enter(EagerPhase::End);
+        Ok(())
+    }
+
+    fn forward(&self) -> Outputs {
+        let (t, o) = (self.torch, self.options);
+        let new = |name| {
+            let made = t.plain(name, &[o.batch, o.seq], DType::I64);
+            if let Some(storage) = &made.storage {
+                storage.is(Class::Inputs);
+            }
+            made
+        };
+        let (ids, labels) = (new("zeros"), new("zeros"));
+        let call = Call {
+            spec: self.spec,
+            options: o,
+            ids,
+            mask: o.attention_mask.then(|| new("ones")),
+        };
+        if o.activation_offload {
+            t.push_hook(Hook::ToHost);
+        }
+        let made = t.in_autocast(o.autocast.map(dtype), || match o.loss {
+            TorchLoss::Hf => self.own_loss(&call, &labels),
+            TorchLoss::NoUpcast => self.plain_loss(&call, &labels),
+            TorchLoss::Chunked => self.chunked_loss(&call, &labels),
+        });
+        if o.activation_offload {
+            t.pop_hook();
+        }
+        let (mut outputs, loss) = made?;
+        if o.convert_outputs_fp32
+            && let Some(logits) = outputs.pop()
+        {
+            outputs.push(t.to(logits, DType::F32)?);
+        }
+        Ok((outputs, loss))
+    }
+
+    fn logits(&self, call: &Call) -> Made {
+        let t = self.torch;
+        let hidden = self.model.hidden(t, call)?;
+        let logits = t.within(Origin::LmHead, || self.model.head().call(t, &hidden))?;
+        self.model.after_head(t, logits)
+    }
+
+    /// Labels moved by one position, padded; as they are for a masked model.
+    fn targets(&self, labels: &Tensor) -> Tensor {
+        let (t, o) = (self.torch, self.options);
+        if o.task == Task::MaskedLm {
+            return labels.clone();
+        }
+        let padded = t.plain("constant_pad_nd", &[o.batch, o.seq + 1], DType::I64);
+        let shifted = t.plain("clone", &[o.batch, o.seq], DType::I64);
+        drop(padded);
+        shifted
+    }
+
+    /// The model's own loss: logits in f32, cross entropy. The caller's `logits` live on in the outputs.
+    fn own_loss(&self, call: &Call, labels: &Tensor) -> Outputs {
+        let t = self.torch;
+        let logits = self.logits(call)?;
+        let loss = {
+            let wide = t.to(&logits, DType::F32)?;
+            let targets = self.targets(labels);
+            self.entropy(wide, &targets)?
+        };
+        Ok((vec![logits], loss))
+    }
+
+    fn entropy(&self, logits: Tensor, targets: &Tensor) -> Made {
+        let flat = self.torch.reshape(&logits, &[logits.elements() / logits.shape.last(), logits.shape.last()])?;
+        drop(logits);
+        self.torch.cross_entropy(&flat, targets)
+    }
+
+    fn plain_loss(&self, call: &Call, labels: &Tensor) -> Outputs {
+        let logits = self.logits(call)?;
+        let targets = self.targets(labels);
+        let loss = self.entropy(logits.clone(), &targets)?;
+        Ok((vec![logits], loss))
+    }
+
+    fn chunked_loss(&self, call: &Call, labels: &Tensor) -> Outputs {
+        self.plain_loss(call, labels)
+    }
+
+    /// `clip_grad_norm_(foreach=True)`.
+    fn clip(&self) {
+        let t = self.torch;
+        let norms: Vec<Tensor> = self.trained.iter().map(|p| t.plain("_foreach_norm", &[], p.dtype)).collect();
+        let _stacked = t.plain("stack", &[norms.len() as u64], DType::F32);
+    }
+}
+
+/// One optimizer for each parameter, stepped as soon as its gradient is whole, which is then freed.
+fn each_its_own(torch: &Torch, trained: &[Tensor], options: &TorchOptions) {
+    for param in trained {
+        let Some(leaf) = param.leaf() else { continue };
+        let bare = param.detached();
+        let own = optimizer::build(torch, vec![bare], options);
+        *leaf.hook.borrow_mut() = Some(Box::new(move |torch, leaf| {
+            own.step(torch);
+            leaf.grad.borrow_mut().take();
+        }));
+    }
+}
+
+fn forget(param: &Tensor) {
+    if let Some(leaf) = param.leaf() {
+        leaf.grad.borrow_mut().take();
+    }
+}
