@@ -1,7 +1,9 @@
 //! A training step as the loop writes it: forward and loss, backward, clipping, update, zeroing.
 
+use std::rc::Rc;
+
 use super::autograd;
-use super::checkpoint::Hook;
+use super::checkpoint::{Hook, Replay};
 use super::family::{Call, Model};
 use super::optimizer::{self, Optimizer};
 use super::tape::{Class, EagerPhase, Origin};
@@ -9,6 +11,9 @@ use super::tensor::{DType, Tensor};
 use super::torch::{Halt, Made, Torch};
 use crate::spec::model::ModelSpec;
 use crate::spec::torch::{Task, TorchLoss, TorchOptions};
+
+/// Tokens of a chunk of the chunked loss.
+const CHUNK: u64 = 1024;
 
 /// A job ready to take steps.
 pub struct Trainer<'a> {
@@ -78,8 +83,9 @@ impl<'a> Trainer<'a> {
             }
             tape.enter(EagerPhase::Backward);
             if let Some(edge) = loss.edge.clone() {
+                // Python's `grad_tensors` holds it until the engine is done.
                 let one = self.torch.one_like(&loss);
-                autograd::backward(self.torch, vec![(edge, one)])?;
+                autograd::backward(self.torch, vec![(edge, one.clone())])?;
             }
         }
         tape.enter(EagerPhase::Optimizer);
@@ -176,8 +182,32 @@ impl<'a> Trainer<'a> {
         Ok((vec![logits], loss))
     }
 
+    /// Head and cross entropy over chunks of tokens, each checkpointed; logits are never whole.
     fn chunked_loss(&self, call: &Call, labels: &Tensor) -> Outputs {
-        self.plain_loss(call, labels)
+        let (t, o) = (self.torch, self.options);
+        let hidden = self.model.hidden(t, call)?;
+        let tokens = o.batch * o.seq;
+        let hidden = t.reshape(hidden, &[tokens, self.spec.hidden])?;
+        let targets = self.targets(labels);
+        let sizes: Vec<u64> = (0..tokens).step_by(CHUNK as usize).map(|from| CHUNK.min(tokens - from)).collect();
+        let chunks = t.split(&hidden, 0, &sizes)?;
+        let targets = t.split(&t.reshape(targets, &[tokens])?, 0, &sizes)?;
+        let mut total: Option<Tensor> = None;
+        for (hidden, targets) in chunks.iter().zip(&targets) {
+            let head = self.model.head().clone();
+            let run: Replay = Rc::new(move |t, inputs| {
+                let logits = t.within(Origin::LmHead, || head.call(t, &inputs[0]))?;
+                let wide = t.to(logits, DType::F32)?;
+                t.cross_entropy(wide, &inputs[1])
+            });
+            let part = t.checkpoint(run, &[hidden.clone(), targets.clone()], None)?;
+            total = Some(match total {
+                None => part,
+                Some(sum) => t.add(sum, part)?,
+            });
+        }
+        let total = total.ok_or(Halt::Lost)?;
+        Ok((Vec::new(), t.scaled(total)?))
     }
 
     /// `clip_grad_norm_(foreach=True)`.

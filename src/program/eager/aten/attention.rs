@@ -24,11 +24,27 @@ impl Torch {
         let [q, k, v] = [self.lowered(q.borrow())?, self.lowered(k.borrow())?, self.lowered(v.borrow())?];
         let half = q.dtype.bytes() == 2;
         let fewer = q.shape.all()[1] != k.shape.all()[1];
+        let how = Sdpa {
+            mask: how.mask.as_ref().map(|mask| self.additive(mask, q.dtype)),
+            ..*how
+        };
         match (half, &how.mask) {
             (true, None) => self.flash(&q, &k, &v),
-            _ if fewer => self.math(&q, &k, &v, how),
-            _ => self.efficient(&q, &k, &v, how),
+            _ if fewer => self.math(&q, &k, &v, &how),
+            _ => self.efficient(&q, &k, &v, &how),
         }
+    }
+
+    /// A boolean mask as numbers to add, made anew in every call (`convert_boolean_attn_mask`).
+    fn additive(&self, mask: &Tensor, dtype: DType) -> Tensor {
+        if mask.dtype != DType::Bool {
+            return mask.clone();
+        }
+        let hidden = self.plain("logical_not", mask.shape.all(), DType::Bool);
+        let numbers = [(); 2].map(|()| self.plain("scalar_tensor", &[], dtype));
+        let made = self.plain("where", mask.shape.all(), dtype);
+        drop((hidden, numbers));
+        made
     }
 
     /// What attention made before, where a selective checkpoint kept it.

@@ -83,10 +83,9 @@ impl Torch {
         })
     }
 
-    /// `x.split(size, -1)` into the sizes given; the gradients are put together again by one concatenation.
-    pub fn split(&self, x: impl Borrow<Tensor>, sizes: &[u64]) -> Result<Vec<Tensor>, Halt> {
+    /// `x.split(sizes, at)`; the gradients are put together again by one concatenation.
+    pub fn split(&self, x: impl Borrow<Tensor>, at: usize, sizes: &[u64]) -> Result<Vec<Tensor>, Halt> {
         let x = x.borrow();
-        let at = x.shape.all().len() - 1;
         let parts: Vec<Tensor> = sizes
             .iter()
             .map(|&size| Tensor::of(x.view(x.shape.with(at, size), x.strides)))

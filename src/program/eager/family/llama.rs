@@ -155,7 +155,12 @@ impl Model for Llama {
         let mut x = embedded.clone();
         for (index, layer) in self.layers.iter().enumerate() {
             let (layer, mask, rotary) = (layer.clone(), mask.clone(), rotary.clone());
-            let run: Replay = Rc::new(move |t, inputs| layer.call(t, &inputs[0], mask.as_ref(), &rotary));
+            // A checkpoint keeps all keyword arguments of the call, `cache_position` among them.
+            let positions = positions.clone();
+            let run: Replay = Rc::new(move |t, inputs| {
+                let _held = &positions;
+                layer.call(t, &inputs[0], mask.as_ref(), &rotary)
+            });
             x = t.within(Origin::Layer(index as u32), || layered(t, call.options, index, run, &x))?;
         }
         self.norm.call(t, &x)
