@@ -17,8 +17,8 @@ pub struct Outline {
     pub record: Record,
     /// Activations alive when the last forward pass has returned.
     pub saved: i64,
-    /// Of them, those the middle layer made.
-    pub saved_middle: i64,
+    /// Of them, those each layer made.
+    pub saved_layers: Vec<i64>,
 }
 
 /// Layers after which a model repeats itself: windows or checkpoints on every second layer.
@@ -98,15 +98,16 @@ fn grown(short: &Outline, long: &Outline, few: u64, period: u64, layers: u64) ->
             _ => return None,
         }
     }
-    let start = [0; CLASSES].map(|_: i64| 0);
-    let mut start: ByClass = start;
+    let mut start: ByClass = [0; CLASSES];
     for (at, start) in start.iter_mut().enumerate() {
         *start = along(short.record.start[at], long.record.start[at], steps);
     }
     Some(Outline {
         record: Record { start, segments },
         saved: along(short.saved, long.saved, steps),
-        saved_middle: long.saved_middle,
+        saved_layers: (0..layers as usize)
+            .map(|layer| short.saved_layers[source(layer, layers as usize, few as usize, period as usize)])
+            .collect(),
     })
 }
 
@@ -135,11 +136,7 @@ fn sweep(into: &mut Vec<Segment>, a: &[Segment], b: &[Segment], period: usize, l
         true => segments[layer].clone(),
         false => segments[segments.len() - 1 - layer].clone(),
     };
-    let source = |layer: usize, length: usize| match layer {
-        _ if layer < period => layer,
-        _ if layer + period >= length => a.len() - (length - layer),
-        _ => period + (layer - period) % period,
-    };
+    let source = |layer, length| source(layer, length, a.len(), period);
     let alike = |x: &Segment, y: &Segment| (x.phase, x.op, x.high, x.net, x.at_high) == (y.phase, y.op, y.high, y.net, y.at_high);
     for layer in 0..b.len() {
         if !alike(&of(a, source(layer, b.len())), &of(b, layer)) {
@@ -156,6 +153,15 @@ fn sweep(into: &mut Vec<Segment>, a: &[Segment], b: &[Segment], period: usize, l
         into.push(segment);
     }
     Some(())
+}
+
+/// Which of `few` layers stands for a layer of `length`: those at the ends for themselves, the period after the first for all between.
+fn source(layer: usize, length: usize, few: usize, period: usize) -> usize {
+    match layer {
+        _ if layer < period => layer,
+        _ if layer + period >= length => few - (length - layer),
+        _ => period + (layer - period) % period,
+    }
 }
 
 /// The highest moment of a step.

@@ -26,7 +26,7 @@ pub use tape::{Class, EagerPhase};
 use tape::{Block, Origin};
 
 /// What a step takes.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Prediction {
     /// Highest sum of live device storages.
     pub peak: Bytes,
@@ -82,7 +82,7 @@ pub struct Live {
 #[derive(Debug, Default)]
 struct Saved {
     all: u64,
-    middle: u64,
+    layers: Vec<i64>,
     items: BTreeMap<String, (u64, u64)>,
 }
 
@@ -133,15 +133,14 @@ fn run(spec: &ModelSpec, options: &TorchOptions, detailed: bool) -> Result<Run> 
     trainer.step(|| ()).map_err(halted)?;
     let start = tape.restart(detailed, false);
     let mut saved = Saved::default();
-    let middle = Origin::Layer((spec.layers / 2) as u32);
-    trainer.step(|| saved = at_end_of_forward(tape, middle, detailed)).map_err(halted)?;
+    trainer.step(|| saved = at_end_of_forward(tape, spec.layers, detailed)).map_err(halted)?;
     let outline = fold::Outline {
         record: tape::Record {
             start,
             segments: tape.take_segments(),
         },
         saved: saved.all as i64,
-        saved_middle: saved.middle as i64,
+        saved_layers: saved.layers.clone(),
     };
     Ok(Run {
         outline,
@@ -163,23 +162,28 @@ fn prediction(outline: &fold::Outline) -> Prediction {
         step_start: bytes(outline.record.start.iter().sum()),
         step_end: bytes(outline.record.end()),
         saved: bytes(outline.saved),
-        saved_middle_layer: bytes(outline.saved_middle),
+        saved_middle_layer: bytes(outline.saved_layers.get(outline.saved_layers.len() / 2).copied().unwrap_or(0)),
         saved_items: Vec::new(),
         largest: Vec::new(),
     }
 }
 
-fn at_end_of_forward(tape: &tape::Tape, middle: Origin, detailed: bool) -> Saved {
-    let mut saved = Saved::default();
+fn at_end_of_forward(tape: &tape::Tape, layers: u64, detailed: bool) -> Saved {
+    let mut saved = Saved {
+        layers: vec![0; layers as usize],
+        ..Saved::default()
+    };
     tape.each_block(|block| {
         let activation = !matches!(block.class, Class::Inputs | Class::AutocastWeightCopies | Class::Grads);
         if block.phase != EagerPhase::Forward || !activation {
             return;
         }
         saved.all += block.bytes;
-        if block.origin == middle {
-            saved.middle += block.bytes;
-            if !detailed {
+        if let Origin::Layer(layer) = block.origin
+            && let Some(sum) = saved.layers.get_mut(layer as usize)
+        {
+            *sum += block.bytes as i64;
+            if !detailed || u64::from(layer) != layers / 2 {
                 return;
             }
             let what = format!("{} {:?} {}", block.op, block.shape.all(), block.dtype.name());
