@@ -3,9 +3,13 @@
 
 mod before;
 mod bench;
+mod caching_allocator;
+mod caching_allocator_laws;
 mod checker;
 mod checker_order;
 mod cli;
+mod compare;
+mod compare_published;
 mod configs;
 mod damage;
 mod derivatives;
@@ -13,6 +17,7 @@ mod devices;
 mod families;
 mod job;
 mod models;
+mod torch_options;
 
 mod agreement;
 
