@@ -9,6 +9,7 @@ mod checker;
 mod checker_order;
 mod cli;
 mod compare;
+mod compare_cli;
 mod compare_published;
 mod configs;
 mod damage;
