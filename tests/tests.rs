@@ -10,6 +10,7 @@ mod configs;
 mod damage;
 mod derivatives;
 mod devices;
+mod eager_optimizer;
 mod families;
 mod job;
 mod models;

@@ -40,7 +40,9 @@ pub fn build(torch: &Torch, params: &[&Leaf], options: &TorchOptions) -> Box<dyn
         TorchOptimizer::Adafactor => Box::new(adafactor::Adafactor::default()),
         TorchOptimizer::AdafactorTorch => Box::new(adafactor_torch::Adafactor::new(how)),
         TorchOptimizer::Adamw8bit => Box::new(bitsandbytes::Blockwise::new(2, Bits::Eight)),
-        TorchOptimizer::Lion8bit | TorchOptimizer::SgdMomentum8bit => Box::new(bitsandbytes::Blockwise::new(1, Bits::Eight)),
+        TorchOptimizer::Lion8bit | TorchOptimizer::SgdMomentum8bit => {
+            Box::new(bitsandbytes::Blockwise::new(1, Bits::Eight))
+        }
         TorchOptimizer::AdamwBnb32bit => Box::new(bitsandbytes::Blockwise::new(2, Bits::ThirtyTwo)),
     }
 }
@@ -82,14 +84,20 @@ fn scalar(torch: &Torch, name: &'static str, dtype: DType) -> Tensor {
 
 /// A list of temporaries like these parameters, as a `_foreach_` operation returns it.
 fn foreach(torch: &Torch, name: &'static str, params: &[&Leaf]) -> Vec<Tensor> {
-    params.iter().map(|param| like(torch, name, param)).collect()
+    params
+        .iter()
+        .map(|param| like(torch, name, param))
+        .collect()
 }
 
 /// Parameters grouped by type as `_group_tensors_by_device_and_dtype` does, in order of appearance.
 fn by_dtype<'l>(params: &[&'l Leaf]) -> Vec<Vec<&'l Leaf>> {
     let mut groups: Vec<Vec<&Leaf>> = Vec::new();
     for param in params {
-        match groups.iter_mut().find(|group| group[0].dtype == param.dtype) {
+        match groups
+            .iter_mut()
+            .find(|group| group[0].dtype == param.dtype)
+        {
             Some(group) => group.push(param),
             None => groups.push(vec![param]),
         }

@@ -31,7 +31,7 @@ pub struct Trainer<'a> {
     outputs: std::cell::RefCell<Vec<Tensor>>,
 }
 
-/// Logits (if they were made) and loss.
+/// What the model returns (its own loss, logits, where they were made), and the loss.
 type Outputs = Result<(Vec<Tensor>, Tensor), Halt>;
 
 /// The type of the options.
@@ -167,7 +167,7 @@ impl<'a> Trainer<'a> {
             let targets = self.targets(labels);
             self.entropy(wide, &targets)?
         };
-        Ok((vec![logits], loss))
+        Ok((vec![loss.clone(), logits], loss))
     }
 
     fn entropy(&self, logits: Tensor, targets: &Tensor) -> Made {

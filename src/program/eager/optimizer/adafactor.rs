@@ -30,7 +30,9 @@ struct Locals {
 /// Sizes without the last, and without the one before it.
 fn factors(param: &Leaf) -> Option<[Vec<u64>; 2]> {
     let sizes = param.shape.all();
-    let [outer @ .., rows, columns] = sizes else { return None };
+    let [outer @ .., rows, columns] = sizes else {
+        return None;
+    };
     let with = |size: u64| outer.iter().copied().chain([size]).collect();
     Some([with(*rows), with(*columns)])
 }
@@ -91,7 +93,10 @@ impl Adafactor {
 /// Means of squares over columns and rows of a matrix, all of a vector's.
 fn first(torch: &Torch, param: &Leaf) -> Vec<Tensor> {
     match factors(param) {
-        Some(shapes) => shapes.iter().map(|shape| state(torch, shape, DType::F32)).collect(),
+        Some(shapes) => shapes
+            .iter()
+            .map(|shape| state(torch, shape, DType::F32))
+            .collect(),
         None => vec![state(torch, param.shape.all(), DType::F32)],
     }
 }

@@ -54,24 +54,33 @@ impl Optimizer for Adafactor {
     fn step(&self, torch: &Torch, params: &[&Leaf]) {
         for param in params {
             self.states.lazily(param, || match factors(param) {
-                Some(shapes) => shapes.iter().map(|shape| state(torch, shape.all(), param.dtype)).collect(),
+                Some(shapes) => shapes
+                    .iter()
+                    .map(|shape| state(torch, shape.all(), param.dtype))
+                    .collect(),
                 None => vec![state_like(torch, param)],
             });
         }
         if self.how == OptimizerImpl::Foreach {
             let mut lists = Lists::default();
             for group in by_dtype(params) {
-                let (matrices, vectors): (Vec<&Leaf>, Vec<&Leaf>) = group.iter().copied().partition(|p| factors(p).is_some());
+                let (matrices, vectors): (Vec<&Leaf>, Vec<&Leaf>) =
+                    group.iter().copied().partition(|p| factors(p).is_some());
                 // The kind that appears first is stepped first.
                 let mut kinds = [matrices, vectors];
                 if factors(group[0]).is_none() {
                     kinds.swap(0, 1);
                 }
-                kinds.iter().filter(|kind| !kind.is_empty()).for_each(|kind| list(torch, kind, &mut lists));
+                kinds
+                    .iter()
+                    .filter(|kind| !kind.is_empty())
+                    .for_each(|kind| list(torch, kind, &mut lists));
             }
         } else {
             let mut locals = Locals::default();
-            params.iter().for_each(|param| one(torch, param, &mut locals));
+            params
+                .iter()
+                .for_each(|param| one(torch, param, &mut locals));
         }
     }
 }
@@ -98,7 +107,11 @@ fn one(torch: &Torch, param: &Leaf, locals: &mut Locals) {
 
 /// `_multi_tensor_adafactor` for the matrices or the vectors of one type.
 fn list(torch: &Torch, params: &[&Leaf], lists: &mut Lists) {
-    let norms = || params.iter().for_each(|p| drop(scalar(torch, "linalg_vector_norm", p.dtype)));
+    let norms = || {
+        params
+            .iter()
+            .for_each(|p| drop(scalar(torch, "linalg_vector_norm", p.dtype)))
+    };
     let each = |name, shape: fn([Dims; 2]) -> Dims| -> Vec<Tensor> {
         let new = |p: &&Leaf| factors(p).map(|f| torch.plain(name, shape(f).all(), p.dtype));
         params.iter().filter_map(new).collect()

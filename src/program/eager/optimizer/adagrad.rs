@@ -16,9 +16,17 @@ impl Adagrad {
     pub fn new(torch: &Torch, params: &[&Leaf], how: OptimizerImpl) -> Adagrad {
         let states = States::default();
         for param in params {
-            states.lazily(param, || step_count(torch, how).into_iter().chain([state_like(torch, param)]).collect());
+            states.lazily(param, || {
+                step_count(torch, how)
+                    .into_iter()
+                    .chain([state_like(torch, param)])
+                    .collect()
+            });
         }
-        Adagrad { how, _states: states }
+        Adagrad {
+            how,
+            _states: states,
+        }
     }
 }
 

@@ -24,7 +24,10 @@ impl Optimizer for AdamW {
         for param in params {
             self.states.lazily(param, || {
                 let moments = [(); 2].map(|()| state_like(torch, param));
-                step_count(torch, self.how).into_iter().chain(moments).collect()
+                step_count(torch, self.how)
+                    .into_iter()
+                    .chain(moments)
+                    .collect()
             });
         }
         match self.how {

@@ -7,7 +7,9 @@ use crate::program::eager::torch::Torch;
 
 /// Clips the gradients of these parameters; what it makes are scalars and their list.
 pub fn clip_grad_norm(torch: &Torch, params: &[&Leaf]) {
-    let Some(total) = total_norm(torch, params) else { return };
+    let Some(total) = total_norm(torch, params) else {
+        return;
+    };
     let dtype = total.dtype;
     // `max_norm / (total_norm + 1e-6)` is a reciprocal and a product, both made before the sum dies.
     let _coefficient = {
@@ -22,9 +24,16 @@ pub fn clip_grad_norm(torch: &Torch, params: &[&Leaf]) {
 fn total_norm(torch: &Torch, params: &[&Leaf]) -> Option<Tensor> {
     let mut norms = Vec::new();
     for group in by_dtype(params) {
-        norms.extend(group.iter().map(|param| scalar(torch, "_foreach_norm", param.dtype)));
+        norms.extend(
+            group
+                .iter()
+                .map(|param| scalar(torch, "_foreach_norm", param.dtype)),
+        );
     }
-    let dtype = norms.iter().map(|norm| norm.dtype).reduce(DType::promoted)?;
+    let dtype = norms
+        .iter()
+        .map(|norm| norm.dtype)
+        .reduce(DType::promoted)?;
     let _stacked = torch.plain("stack", &[norms.len() as u64], dtype);
     Some(scalar(torch, "linalg_vector_norm", dtype))
 }
