@@ -3,16 +3,23 @@
 
 mod before;
 mod bench;
+mod caching_allocator;
+mod caching_allocator_laws;
 mod checker;
 mod checker_order;
 mod cli;
+mod compare;
+mod compare_cli;
+mod compare_published;
 mod configs;
 mod damage;
 mod derivatives;
 mod devices;
+mod eager_fold;
 mod families;
 mod job;
 mod models;
+mod torch_options;
 
 mod agreement;
 

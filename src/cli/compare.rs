@@ -63,7 +63,7 @@ fn all(lines: &[Line], worst: Option<usize>, quiet: bool) -> Result<Answer> {
 
 fn explain(lines: &[Line], id: &str) -> Result<Answer> {
     let case = compare::find(lines, id)?;
-    let prediction = eager::predict(&case.model, &case.options)?;
+    let prediction = eager::explain(&case.model, &case.options)?;
     let explanation = Explanation::new(case, &prediction);
     Ok(Answer {
         text: comparison::explanation(&explanation),

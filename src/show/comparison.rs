@@ -52,17 +52,17 @@ fn table(rows: &[&Row]) -> String {
     table.render()
 }
 
+/// A line of a file is named once: a record without an id is called by its line.
 fn skipped(comparison: &Comparison) -> String {
-    let columns = [Column::Right, Column::Left, Column::Wrapped];
-    let mut table = Table::new(&columns).heads(&["line", "skipped", "reason"]);
+    let mut text = String::new();
     for skipped in &comparison.skipped {
-        table.row(vec![
-            skipped.line.to_string(),
-            skipped.id.clone(),
-            skipped.reason.clone(),
-        ]);
+        let said = match skipped.reason.starts_with(&skipped.id) {
+            true => skipped.reason.clone(),
+            false => format!("{}: {}", skipped.id, skipped.reason),
+        };
+        text += &labelled("skipped", &said, LABEL);
     }
-    table.render()
+    text
 }
 
 fn summary(comparison: &Comparison) -> String {

@@ -6,7 +6,7 @@ use std::fmt;
 use std::rc::Rc;
 
 use super::checkpoint::Saved;
-use super::tape::Class;
+use super::tape::{Class, Origin};
 use super::tensor::{DType, Dims, Tensor};
 use super::torch::{Halt, Torch};
 
@@ -62,6 +62,8 @@ pub struct Node {
     pub next: Vec<Option<Edge>>,
     /// What it saved, until it has run.
     pub saved: RefCell<Vec<Saved>>,
+    /// Where in the model it was recorded.
+    pub origin: Origin,
     formula: Formula,
 }
 
@@ -155,6 +157,7 @@ impl<'t> Recording<'t> {
             outputs: RefCell::new(outputs),
             next: self.edges,
             saved: RefCell::new(self.saved),
+            origin: self.torch.origin(),
             formula,
         });
         let attach = |(nr, tensor): (usize, Tensor)| {
@@ -238,6 +241,7 @@ pub fn backward(torch: &Torch, roots: Vec<(Edge, Tensor)>) -> Result<(), Halt> {
         engine.count(edge);
     }
     let before = torch.set_grad(false);
+    let stood = torch.origin();
     for (edge, gradient) in roots {
         let (target, nr, order) = edge.target();
         engine.add(torch, &edge, nr, gradient)?;
@@ -247,6 +251,7 @@ pub fn backward(torch: &Torch, roots: Vec<(Edge, Tensor)>) -> Result<(), Halt> {
         engine.run(torch, target)?;
     }
     torch.set_grad(before);
+    torch.stand(stood);
     Ok(())
 }
 
@@ -295,6 +300,7 @@ impl Engine {
             Target::Node(node) => {
                 let mut gradients = self.buffers.remove(&Key::Node(node.sequence)).unwrap_or_default();
                 gradients.resize(node.outputs.borrow().len(), None);
+                torch.stand(node.origin);
                 let made = call(torch, &node, gradients)?;
                 node.saved.borrow_mut().clear();
                 for (edge, gradient) in node.next.iter().zip(made) {
@@ -365,7 +371,7 @@ fn validated(torch: &Torch, gradient: Tensor, edge: &Edge) -> Result<Tensor, Hal
 fn accumulate(torch: &Torch, leaf: &Rc<Leaf>, gradient: Tensor) -> Result<(), Halt> {
     let has = leaf.grad.borrow().is_some();
     if !has {
-        let kept = match gradient.uses() == 1 && gradient.strides == leaf.shape.contiguous() {
+        let kept = match gradient.uses() == 1 && gradient.is_contiguous() {
             true => gradient.detached(),
             false => torch.clone_of(&gradient)?.detached(),
         };

@@ -169,7 +169,9 @@ impl Torch {
             let stood = torch.stand(origin);
             let inputs: Vec<Tensor> = saved.iter().map(|s| torch.leaf_like(s)).collect();
             let before = torch.set_grad(true);
+            let recomputing = torch.tape().recompute(true);
             let made = torch.in_autocast(autocast, || function(torch, &inputs));
+            torch.tape().recompute(recomputing);
             torch.set_grad(before);
             let made = made?;
             if let (Some(edge), Some(gradient)) = (&made.edge, &gradients[0]) {
@@ -200,11 +202,13 @@ impl Frame {
             kept.replaying.set(true);
         }
         torch.push_hook(Hook::Note(self.clone()));
+        let recomputing = torch.tape().recompute(true);
         let grad = torch.set_grad(true);
         let selected = torch.select(self.kept.clone());
         let done = torch.in_autocast(self.autocast, || (self.replay)(torch, &inputs));
         torch.select(selected);
         torch.set_grad(grad);
+        torch.tape().recompute(recomputing);
         torch.pop_hook();
         torch.stand(stood);
         match done {

@@ -5,6 +5,7 @@ pub mod aten;
 pub mod autograd;
 pub mod checkpoint;
 pub mod family;
+pub mod fold;
 pub mod nn;
 pub mod optimizer;
 pub mod step;
@@ -25,7 +26,7 @@ pub use tape::{Class, EagerPhase};
 use tape::{Block, Origin};
 
 /// What a step takes.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Prediction {
     /// Highest sum of live device storages.
     pub peak: Bytes,
@@ -81,16 +82,43 @@ pub struct Live {
 #[derive(Debug, Default)]
 struct Saved {
     all: u64,
-    middle: u64,
+    layers: Vec<i64>,
     items: BTreeMap<String, (u64, u64)>,
 }
 
-/// Predicts the second step of a job, the one in which all state exists.
+/// Predicts the second step of a job, the one in which all state exists; its layers are folded.
 ///
 /// # Errors
 /// Where the job is not one the interpreter knows.
 pub fn predict(spec: &ModelSpec, options: &TorchOptions) -> Result<Prediction> {
+    let outline = fold::outline(spec, options, |spec| Ok(run(spec, options, false)?.outline))?;
+    Ok(prediction(&outline))
+}
+
+/// The same with every layer run: [`Prediction::saved_items`] and [`Prediction::largest`] are filled.
+///
+/// # Errors
+/// As [`predict`].
+pub fn explain(spec: &ModelSpec, options: &TorchOptions) -> Result<Prediction> {
+    let run = run(spec, options, true)?;
+    Ok(Prediction {
+        saved_items: items(run.saved),
+        largest: largest(&run.alive),
+        ..prediction(&run.outline)
+    })
+}
+
+/// A run of two steps.
+struct Run {
+    outline: fold::Outline,
+    saved: Saved,
+    alive: Vec<Block>,
+}
+
+fn run(spec: &ModelSpec, options: &TorchOptions, detailed: bool) -> Result<Run> {
     let torch = torch::Torch::default();
+    let tape = torch.tape();
+    tape.logits_have(options.batch * options.seq * spec.vocab);
     let builder = nn::Builder {
         torch: &torch,
         dtype: step::dtype(options.param_dtype),
@@ -103,43 +131,61 @@ pub fn predict(spec: &ModelSpec, options: &TorchOptions) -> Result<Prediction> {
     let trainer = step::Trainer::new(&torch, spec, options, model, trained);
     let halted = |halt| Error::value("job", &spec.name, format!("the interpreter halted: {halt:?}"), "report it");
     trainer.step(|| ()).map_err(halted)?;
-    let tape = torch.tape();
-    let step_start = tape.live();
-    tape.enter(EagerPhase::Start);
-    tape.restart(true, false);
+    let start = tape.restart(detailed, false);
     let mut saved = Saved::default();
-    let middle = Origin::Layer((spec.layers / 2) as u32);
-    trainer.step(|| saved = at_end_of_forward(tape, middle)).map_err(halted)?;
-    let peak = tape.peak();
-    let mut breakdown = BTreeMap::new();
-    for block in &peak.alive {
-        breakdown.entry(block.class).or_insert(Bytes(0)).0 += block.bytes;
-    }
-    Ok(Prediction {
-        peak: Bytes(peak.bytes),
-        phase: peak.phase,
-        op: peak.op.to_string(),
-        phase_peak: tape.phase_peaks().into_iter().map(|(p, b)| (p, Bytes(b))).collect(),
-        breakdown,
-        step_start: Bytes(step_start),
-        step_end: Bytes(tape.live()),
-        saved: Bytes(saved.all),
-        saved_middle_layer: Bytes(saved.middle),
-        saved_items: items(saved),
-        largest: largest(&peak.alive),
+    trainer.step(|| saved = at_end_of_forward(tape, spec.layers, detailed)).map_err(halted)?;
+    let outline = fold::Outline {
+        record: tape::Record {
+            start,
+            segments: tape.take_segments(),
+        },
+        saved: saved.all as i64,
+        saved_layers: saved.layers.clone(),
+    };
+    Ok(Run {
+        outline,
+        saved,
+        alive: tape.at_peak(),
     })
 }
 
-fn at_end_of_forward(tape: &tape::Tape, middle: Origin) -> Saved {
-    let mut saved = Saved::default();
+fn prediction(outline: &fold::Outline) -> Prediction {
+    let (top, parts) = outline.record.highest();
+    let bytes = |count: i64| Bytes(count.max(0) as u64);
+    let classes = Class::ALL.into_iter().zip(top.by_class).filter(|(_, b)| *b > 0);
+    Prediction {
+        peak: bytes(top.bytes),
+        phase: top.phase,
+        op: top.op.to_string(),
+        phase_peak: parts.into_iter().map(|(part, b)| (part, bytes(b))).collect(),
+        breakdown: classes.map(|(class, b)| (class, bytes(b))).collect(),
+        step_start: bytes(outline.record.start.iter().sum()),
+        step_end: bytes(outline.record.end()),
+        saved: bytes(outline.saved),
+        saved_middle_layer: bytes(outline.saved_layers.get(outline.saved_layers.len() / 2).copied().unwrap_or(0)),
+        saved_items: Vec::new(),
+        largest: Vec::new(),
+    }
+}
+
+fn at_end_of_forward(tape: &tape::Tape, layers: u64, detailed: bool) -> Saved {
+    let mut saved = Saved {
+        layers: vec![0; layers as usize],
+        ..Saved::default()
+    };
     tape.each_block(|block| {
         let activation = !matches!(block.class, Class::Inputs | Class::AutocastWeightCopies | Class::Grads);
         if block.phase != EagerPhase::Forward || !activation {
             return;
         }
         saved.all += block.bytes;
-        if block.origin == middle {
-            saved.middle += block.bytes;
+        if let Origin::Layer(layer) = block.origin
+            && let Some(sum) = saved.layers.get_mut(layer as usize)
+        {
+            *sum += block.bytes as i64;
+            if !detailed || u64::from(layer) != layers / 2 {
+                return;
+            }
             let what = format!("{} {:?} {}", block.op, block.shape.all(), block.dtype.name());
             let (count, bytes) = saved.items.entry(what).or_default();
             *count += 1;
