@@ -4,7 +4,10 @@
 //! operation returns, if nobody else holds it. What is saved follows PyTorch's `derivatives.yaml`.
 
 pub mod attention;
+pub mod composite;
 pub mod elementwise;
+pub mod indexing;
+pub mod inplace;
 pub mod loss;
 pub mod matmul;
 pub mod norm;

@@ -1,14 +1,22 @@
 //! The families' model code, as Hugging Face `transformers` writes it: each Python local is a binding of the same scope.
 
 pub mod attention;
+pub mod bert;
+pub mod cache;
+pub mod gemma2;
+pub mod gpt2;
+pub mod grouped;
 pub mod llama;
 pub mod masks;
+pub mod mixtral;
+pub mod opt;
+pub mod phi3;
 
 use super::checkpoint::{Replay, Selected};
 use super::nn::{Builder, Linear};
 use super::tensor::Tensor;
 use super::torch::{Made, Torch};
-use crate::spec::model::ModelSpec;
+use crate::spec::model::{Family, ModelSpec};
 use crate::spec::torch::{Checkpointing, TorchOptions};
 
 /// What a forward pass is given beside its token ids.
@@ -46,7 +54,16 @@ pub trait Model {
 
 /// The model of a spec, its parameters made in the order of its modules.
 pub fn build(builder: &Builder, spec: &ModelSpec, options: &TorchOptions) -> Box<dyn Model> {
-    Box::new(llama::Llama::new(builder, spec, options.attn))
+    let attn = options.attn;
+    match spec.family {
+        Family::Llama | Family::Mistral | Family::Qwen2 | Family::Qwen3 => Box::new(llama::Llama::new(builder, spec, attn)),
+        Family::Gpt2 => Box::new(gpt2::Gpt2::new(builder, spec, attn)),
+        Family::Opt => Box::new(opt::Opt::new(builder, spec, attn)),
+        Family::Bert => Box::new(bert::Bert::new(builder, spec, attn)),
+        Family::Gemma2 => Box::new(gemma2::Gemma2::new(builder, spec, attn)),
+        Family::Phi3 => Box::new(phi3::Phi3::new(builder, spec, attn)),
+        Family::Mixtral => Box::new(mixtral::Mixtral::new(builder, spec, attn)),
+    }
 }
 
 /// A layer called as `GradientCheckpointingLayer` does: checkpointed where the job says so.

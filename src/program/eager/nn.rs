@@ -167,6 +167,11 @@ impl Linear {
         torch.to(made, before)
     }
 
+    /// The layer with another bias.
+    pub fn with_bias(self, bias: Tensor) -> Linear {
+        Linear { bias: Some(bias), ..self }
+    }
+
     /// The weight, for a tied head.
     pub fn tied_to(table: &Tensor) -> Linear {
         Linear {

@@ -123,6 +123,8 @@ impl<'a> Trainer<'a> {
             t.push_hook(Hook::ToHost);
         }
         let made = t.in_autocast(o.autocast.map(dtype), || match o.loss {
+            // BERT's own loss takes the scores as they are.
+            TorchLoss::Hf if o.task == Task::MaskedLm => self.plain_loss(&call, &labels),
             TorchLoss::Hf => self.own_loss(&call, &labels),
             TorchLoss::NoUpcast => self.plain_loss(&call, &labels),
             TorchLoss::Chunked => self.chunked_loss(&call, &labels),

@@ -305,18 +305,47 @@ impl Tensor {
         true
     }
 
-    /// The strides of a new tensor like it: its own where it is dense, else row-major.
+    /// The strides of a new tensor like it: its own where it is dense, else dense ones in the same order (PyTorch's `infer_dense_strides`).
     pub fn preserved(&self) -> Dims {
-        match self.is_dense() {
-            true => self.strides,
-            false => self.shape.contiguous(),
+        if self.is_dense() {
+            return self.strides;
         }
+        let (sizes, strides) = (self.shape.all(), self.strides.all());
+        // Innermost first. A stride of 0 compares with nothing, so a plain sort would not do.
+        let mut order: Vec<usize> = (0..sizes.len()).rev().collect();
+        for start in 1..order.len() {
+            let mut at = start;
+            for before in (0..start).rev() {
+                let (a, b) = (order[before], order[at]);
+                if strides[a] == 0 || strides[b] == 0 {
+                    continue;
+                }
+                match strides[a].cmp(&strides[b]).then(sizes[a].cmp(&sizes[b])) {
+                    std::cmp::Ordering::Greater => {
+                        order.swap(before, at);
+                        at = before;
+                    }
+                    std::cmp::Ordering::Less if strides[a] < strides[b] => break,
+                    _ => {}
+                }
+            }
+        }
+        let mut made = self.shape;
+        let mut stride = 1;
+        for axis in order {
+            made = made.with(axis, stride);
+            stride *= sizes[axis].max(1);
+        }
+        made
     }
 
     /// The strides with which its elements can be seen in `shape` without a copy (PyTorch's `computeStride`).
     pub fn viewed(&self, shape: &Dims) -> Option<Dims> {
-        if self.elements() == 0 || shape.elements() != self.elements() {
+        if shape.elements() != self.elements() {
             return None;
+        }
+        if self.elements() == 0 {
+            return Some(shape.contiguous());
         }
         let (old, strides) = (self.shape.all(), self.strides.all());
         let mut made = *shape;

@@ -59,7 +59,7 @@ impl Torch {
         made
     }
 
-    /// `_scaled_dot_product_flash_attention`: output laid out (B, T, heads, D), log-sum-exp, seed and offset.
+    /// `_scaled_dot_product_flash_attention`: output laid out as the queries are, log-sum-exp, seed and offset.
     fn flash(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Made {
         let name = "_scaled_dot_product_flash_attention";
         // Head widths are padded to a multiple of eight and the output cut back.
@@ -72,7 +72,7 @@ impl Torch {
         let made = self.selectable(|| {
             self.op(name);
             vec![
-                self.heads_last(q),
+                self.empty_like(q, q.dtype),
                 self.empty(Dims::new(&[batch, heads, rows]), DType::F32),
                 self.empty(Dims::new(&[2]), DType::U64),
                 self.empty(Dims::new(&[]), DType::U64),
