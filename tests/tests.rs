@@ -16,6 +16,7 @@ mod damage;
 mod derivatives;
 mod devices;
 mod eager_fold;
+mod eager_optimizer;
 mod families;
 mod job;
 mod models;

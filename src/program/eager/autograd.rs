@@ -380,10 +380,11 @@ fn accumulate(torch: &Torch, leaf: &Rc<Leaf>, gradient: Tensor) -> Result<(), Ha
         }
         *leaf.grad.borrow_mut() = Some(kept);
     }
-    drop(gradient);
     if let Some(hook) = &*leaf.hook.borrow() {
         hook(torch, leaf);
     }
+    // The node holds what it was given until its hooks have run.
+    drop(gradient);
     Ok(())
 }
 

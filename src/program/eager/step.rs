@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use super::autograd;
+use super::autograd::{self, Leaf};
 use super::checkpoint::{Hook, Replay};
 use super::family::{Call, Model};
 use super::optimizer::{self, Optimizer};
@@ -31,7 +31,7 @@ pub struct Trainer<'a> {
     outputs: std::cell::RefCell<Vec<Tensor>>,
 }
 
-/// Logits (if they were made) and loss.
+/// What the model returns (its own loss, logits, where they were made), and the loss.
 type Outputs = Result<(Vec<Tensor>, Tensor), Halt>;
 
 /// The type of the options.
@@ -47,7 +47,7 @@ impl<'a> Trainer<'a> {
     /// The job's optimizer, made beside its model.
     pub fn new(torch: &'a Torch, spec: &'a ModelSpec, options: &'a TorchOptions, model: Box<dyn Model>, trained: Vec<Tensor>) -> Trainer<'a> {
         let optimizer = match options.optimizer_in_backward {
-            false => Some(optimizer::build(torch, trained.clone(), options)),
+            false => Some(optimizer::build(torch, &leaves(&trained), options)),
             true => {
                 each_its_own(torch, &trained, options);
                 None
@@ -89,13 +89,14 @@ impl<'a> Trainer<'a> {
             }
         }
         tape.enter(EagerPhase::Optimizer);
+        let params = with_gradients(&self.trained);
         if self.options.clip_grad_norm.is_some() {
-            self.clip();
+            optimizer::clip_grad_norm(self.torch, &params);
         }
         if let Some(optimizer) = &self.optimizer {
-            optimizer.step(self.torch);
+            optimizer.step(self.torch, &params);
             if self.options.set_to_none {
-                self.trained.iter().for_each(forget);
+                params.into_iter().for_each(forget);
             }
         }
         tape.enter(EagerPhase::End);
@@ -168,7 +169,7 @@ impl<'a> Trainer<'a> {
             let targets = self.targets(labels);
             self.entropy(wide, &targets)?
         };
-        Ok((vec![logits], loss))
+        Ok((vec![loss.clone(), logits], loss))
     }
 
     fn entropy(&self, logits: Tensor, targets: &Tensor) -> Made {
@@ -211,30 +212,29 @@ impl<'a> Trainer<'a> {
         let total = total.ok_or(Halt::Lost)?;
         Ok((Vec::new(), t.scaled(total)?))
     }
-
-    /// `clip_grad_norm_(foreach=True)`.
-    fn clip(&self) {
-        let t = self.torch;
-        let norms: Vec<Tensor> = self.trained.iter().map(|p| t.plain("_foreach_norm", &[], p.dtype)).collect();
-        let _stacked = t.plain("stack", &[norms.len() as u64], DType::F32);
-    }
 }
 
 /// One optimizer for each parameter, stepped as soon as its gradient is whole, which is then freed.
 fn each_its_own(torch: &Torch, trained: &[Tensor], options: &TorchOptions) {
-    for param in trained {
-        let Some(leaf) = param.leaf() else { continue };
-        let bare = param.detached();
-        let own = optimizer::build(torch, vec![bare], options);
+    for leaf in leaves(trained) {
+        let own = optimizer::build(torch, &[leaf], options);
         *leaf.hook.borrow_mut() = Some(Box::new(move |torch, leaf| {
-            own.step(torch);
-            leaf.grad.borrow_mut().take();
+            own.step(torch, &[leaf]);
+            forget(leaf);
         }));
     }
 }
 
-fn forget(param: &Tensor) {
-    if let Some(leaf) = param.leaf() {
-        leaf.grad.borrow_mut().take();
-    }
+/// The parameters among these tensors.
+fn leaves(trained: &[Tensor]) -> Vec<&Leaf> {
+    trained.iter().filter_map(|param| param.leaf().map(|leaf| &**leaf)).collect()
+}
+
+/// Those that have a gradient: optimizers and clipping pass over the others.
+fn with_gradients(trained: &[Tensor]) -> Vec<&Leaf> {
+    leaves(trained).into_iter().filter(|leaf| leaf.grad.borrow().is_some()).collect()
+}
+
+fn forget(leaf: &Leaf) {
+    leaf.grad.borrow_mut().take();
 }
