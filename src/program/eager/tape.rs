@@ -291,6 +291,11 @@ impl Tape {
         self.state.borrow_mut().free(id);
     }
 
+    pub(super) fn class(&self, id: u64) -> Option<Class> {
+        let state = self.state.borrow();
+        state.blocks.get(id as usize)?.as_ref().map(|block| block.class)
+    }
+
     pub(super) fn classify(&self, id: u64, class: Class) {
         self.state.borrow_mut().classify(id, |_| Some(class));
     }

@@ -189,6 +189,11 @@ impl Storage {
         self.tape.keep(self.id);
     }
 
+    /// What it holds.
+    pub fn class(&self) -> Option<Class> {
+        self.tape.class(self.id)
+    }
+
     /// Says what it holds.
     pub fn is(&self, class: Class) {
         self.tape.classify(self.id, class);

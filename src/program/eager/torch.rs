@@ -237,7 +237,13 @@ impl Torch {
         }
         let cached = tensor.leaf().filter(|_| tensor.dtype == DType::F32 && !tensor.is_view);
         let Some(leaf) = cached else {
-            return self.to(tensor, to);
+            let cast = self.to(tensor, to)?;
+            if tensor.storage.as_ref().is_some_and(|s| s.class() == Some(Class::Params))
+                && let Some(storage) = &cast.storage
+            {
+                storage.is(Class::AutocastWeightCopies);
+            }
+            return Ok(cast);
         };
         if let Some(cast) = self.casts.borrow().get(&leaf.id) {
             return Ok(cast.clone());

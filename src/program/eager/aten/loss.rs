@@ -7,14 +7,13 @@ use crate::program::eager::tensor::{DType, Dims, Tensor};
 use crate::program::eager::torch::{Halt, Made, Torch};
 
 impl Torch {
-    /// `F.cross_entropy(logits (N, V), targets (N), reduction)`, in f32 within autocast: the log-softmax is saved, its gradient and that of
+    /// `F.cross_entropy(logits (N, V), targets (N), reduction)`, its last part in f32 within autocast: the log-softmax is saved, its gradient and that of
     /// the logits are tensors of their own.
     pub fn cross_entropy(&self, logits: impl Borrow<Tensor>, targets: &Tensor) -> Made {
-        let probabilities = {
-            let logits = self.raised(logits.borrow())?;
-            self.log_softmax(logits)?
-        };
-        self.nll_loss(probabilities, targets)
+        // The call names its own type to the log-softmax, which autocast respects; the loss after it is on the f32 list.
+        let probabilities = self.log_softmax(logits.borrow().clone())?;
+        let raised = self.raised(&probabilities)?;
+        self.nll_loss(raised, targets)
     }
 
     fn log_softmax(&self, x: Tensor) -> Made {

@@ -39,8 +39,16 @@ pub fn reached(t: &Torch, options: &TorchOptions, embedded: Tensor) -> Tensor {
         (Some(_), None) => options.checkpointing != Checkpointing::None,
         (None, None) => false,
     };
-    match reached && !embedded.requires_grad() && t.grad_enabled() {
-        true => t.leaf_like(&embedded),
-        false => embedded,
+    if !reached || embedded.requires_grad() || !t.grad_enabled() {
+        return embedded;
     }
+    let leaf = t.leaf_like(&embedded);
+    if let Some(node) = leaf.leaf() {
+        // AccumulateGrad holds the tensor itself as long as the graph lives.
+        let held = embedded.detached();
+        *node.hook.borrow_mut() = Some(Box::new(move |_, _| {
+            let _held = &held;
+        }));
+    }
+    leaf
 }
