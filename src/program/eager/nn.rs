@@ -130,6 +130,15 @@ impl Builder<'_> {
     }
 }
 
+impl Adapter {
+    /// `B(A(dropout(x))) * scaling`. The caller's name for `x` lives on.
+    fn change(&self, torch: &Torch, x: Tensor) -> Made {
+        let low = torch.dropout(&x, self.dropout)?;
+        let low = torch.linear(low, &self.a, None, false)?;
+        torch.scaled(torch.linear(low, &self.b, None, false)?)
+    }
+}
+
 impl Linear {
     /// The layer on `x`.
     ///
@@ -137,22 +146,37 @@ impl Linear {
     /// Where an operation halts.
     pub fn call(&self, torch: &Torch, x: impl Borrow<Tensor>) -> Made {
         let x = x.borrow();
-        let result = match &self.quantised {
-            None => torch.linear(x, &self.weight, self.bias.as_ref(), self.turned)?,
-            Some(quantised) => self.in_four_bits(torch, x, quantised)?,
-        };
+        match &self.quantised {
+            None => {
+                let result = torch.linear(x, &self.weight, self.bias.as_ref(), self.turned)?;
+                self.adapted(torch, x, result)
+            }
+            Some(quantised) => {
+                let result = self.in_four_bits(torch, x, quantised)?;
+                self.adapted_in_four_bits(torch, x, result)
+            }
+        }
+    }
+
+    /// PEFT's `lora.Linear`: the input in the adapter's type, the sum in the result's.
+    fn adapted(&self, torch: &Torch, x: &Tensor, result: Tensor) -> Made {
         let Some(adapter) = &self.adapter else { return Ok(result) };
-        let wanted = result.dtype;
-        let x = match torch.autocast() {
-            // PEFT leaves the cast to autocast, where that is on.
-            Some(_) if x.dtype == adapter.a.dtype => x.clone(),
-            _ => torch.to(x, adapter.a.dtype)?,
-        };
-        let low = torch.dropout(&x, adapter.dropout)?;
-        let low = torch.linear(low, &adapter.a, None, false)?;
-        let high = torch.scaled(torch.linear(low, &adapter.b, None, false)?)?;
-        let result = torch.add(result, high)?;
-        torch.to(result, wanted)
+        let before = result.dtype;
+        let change = adapter.change(torch, torch.to(x, adapter.a.dtype)?)?;
+        torch.to(torch.add(result, change)?, before)
+    }
+
+    /// PEFT's `lora.Linear4bit`: the result is copied first, and casts are left to autocast where that is on.
+    fn adapted_in_four_bits(&self, torch: &Torch, x: &Tensor, result: Tensor) -> Made {
+        let Some(adapter) = &self.adapter else { return Ok(result) };
+        let result = torch.clone_of(&result)?;
+        if torch.autocast().is_some() {
+            let change = adapter.change(torch, x.clone())?;
+            return torch.add(&result, change);
+        }
+        let change = adapter.change(torch, torch.to(x, adapter.a.dtype)?)?;
+        let change = torch.to(change, result.dtype)?;
+        torch.add(&result, change)
     }
 
     /// `bnb.matmul_4bit`: the weight is unpacked for the product only; nothing but the packed weight is saved.

@@ -142,11 +142,13 @@ impl<'a> Trainer<'a> {
         Ok((outputs, loss))
     }
 
-    fn logits(&self, call: &Call) -> Made {
+    /// Hidden states and logits: the model's own `forward` names both while it computes a loss.
+    fn logits(&self, call: &Call) -> Result<(Tensor, Tensor), Halt> {
         let t = self.torch;
         let hidden = self.model.hidden(t, call)?;
         let logits = t.within(Origin::LmHead, || self.model.head().call(t, &hidden))?;
-        self.model.after_head(t, logits)
+        let logits = self.model.after_head(t, logits)?;
+        Ok((hidden, logits))
     }
 
     /// Labels moved by one position, padded; as they are for a masked model.
@@ -164,7 +166,7 @@ impl<'a> Trainer<'a> {
     /// The model's own loss: logits in f32, cross entropy. The caller's `logits` live on in the outputs.
     fn own_loss(&self, call: &Call, labels: &Tensor) -> Outputs {
         let t = self.torch;
-        let logits = self.logits(call)?;
+        let (_hidden, logits) = self.logits(call)?;
         let loss = {
             let wide = t.to(&logits, DType::F32)?;
             let targets = self.targets(labels);
@@ -180,7 +182,7 @@ impl<'a> Trainer<'a> {
     }
 
     fn plain_loss(&self, call: &Call, labels: &Tensor) -> Outputs {
-        let logits = self.logits(call)?;
+        let (_, logits) = self.logits(call)?;
         let targets = self.targets(labels);
         let loss = self.entropy(logits.clone(), &targets)?;
         Ok((vec![logits], loss))

@@ -33,11 +33,15 @@ impl Torch {
         };
         let width = q.shape.last();
         let aligned = width.is_multiple_of(if half { 8 } else { 4 });
-        match (&how.mask, fewer) {
+        // Within the operation autocast is off.
+        let autocast = self.pause_autocast();
+        let made = match (&how.mask, fewer) {
             (None, _) if half && width <= FLASH_WIDTH => self.padded_flash(&q, &k, &v),
             (_, false) if aligned => self.efficient(&q, &k, &v, &how),
             _ => self.math(&q, &k, &v, &how),
-        }
+        };
+        self.resume_autocast(autocast);
+        made
     }
 
     /// Flash attention of heads whose width is padded to a multiple of eight, and the output cut back.

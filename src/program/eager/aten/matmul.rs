@@ -10,9 +10,10 @@ impl Torch {
     /// `F.linear(x, weight (O, I), bias)`, or with `turned` the `addmm` of GPT-2's `Conv1D` whose weight is (I, O). `x` is saved for the
     /// weight's gradient, the weight for `x`'s.
     pub fn linear(&self, x: impl Borrow<Tensor>, weight: &Tensor, bias: Option<&Tensor>, turned: bool) -> Made {
-        let x = self.contiguous(self.lowered(x.borrow())?)?;
-        let weight = self.lowered(weight)?;
+        // Autocast casts the arguments as C++ evaluates them here, the last first.
         let bias = bias.map(|bias| self.lowered(bias)).transpose()?;
+        let weight = self.lowered(weight)?;
+        let x = self.contiguous(self.lowered(x.borrow())?)?;
         let inputs: Vec<&Tensor> = [&x, &weight].into_iter().chain(&bias).collect();
         let mut record = Recording::new(self, "mm", &inputs);
         let needs = [record.needs(0), record.needs(1), bias.is_some() && record.needs(2)];
