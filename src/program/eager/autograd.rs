@@ -281,8 +281,9 @@ impl Engine {
         }
         buffer[nr] = Some(match buffer[nr].take() {
             None => gradient,
-            // The sum goes into whichever of the two nobody else holds.
-            Some(old) if old.is_dense() && old.is_sole_owner() && old.dtype == gradient.dtype => old,
+            Some(old) if old.dtype != gradient.dtype => torch.add(&old, &gradient)?,
+            Some(old) if takes_the_sum(&old) => old,
+            Some(_) if takes_the_sum(&gradient) => gradient,
             Some(old) => torch.add(&old, &gradient)?,
         });
         Ok(())
@@ -325,6 +326,11 @@ impl Engine {
         }
         Ok(())
     }
+}
+
+/// Whether a sum of gradients can go into this one: it is dense, and nobody else holds it. The base of a view of a view counts as somebody.
+fn takes_the_sum(gradient: &Tensor) -> bool {
+    gradient.is_dense() && gradient.views < 2 && gradient.is_sole_owner()
 }
 
 /// Runs a node's formula; its gradients live until it returns, and what it makes is reduced and cast to what its inputs are.

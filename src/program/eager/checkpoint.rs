@@ -40,7 +40,8 @@ pub enum Hook {
 /// One checkpointed call (non-reentrant).
 pub struct Frame {
     replay: Replay,
-    inputs: RefCell<Vec<Saved>>,
+    /// Its inputs, saved like any tensor, and whether each requires a gradient.
+    inputs: Vec<(Saved, bool)>,
     count: Cell<usize>,
     seen: Cell<usize>,
     made: RefCell<Option<Vec<Option<Tensor>>>>,
@@ -128,9 +129,10 @@ impl Torch {
     /// # Errors
     /// Where the function does.
     pub fn checkpoint(&self, function: Replay, inputs: &[Tensor], keep: Option<Selected>) -> Result<Tensor, Halt> {
+        let save = |input: &Tensor| Ok((self.pack(input)?, input.requires_grad()));
         let frame = Rc::new(Frame {
             replay: function.clone(),
-            inputs: RefCell::new(inputs.iter().map(|i| Saved::Kept(i.clone())).collect()),
+            inputs: inputs.iter().map(save).collect::<Result<_, Halt>>()?,
             count: Cell::new(0),
             seen: Cell::new(0),
             made: RefCell::new(None),
@@ -138,11 +140,6 @@ impl Torch {
             autocast: self.autocast(),
             origin: Cell::new(self.origin()),
         });
-        for input in inputs {
-            if let Some(storage) = &input.storage {
-                self.saved(storage);
-            }
-        }
         self.push_hook(Hook::Drop(frame.clone()));
         let before = self.select(frame.kept.clone());
         let made = function(self, inputs);
@@ -188,15 +185,11 @@ impl Frame {
     /// Runs the function again, under its own autocast region, until the last tensor needed is made.
     fn run(self: &Rc<Frame>, torch: &Torch) -> Result<(), Halt> {
         *self.made.borrow_mut() = Some(Vec::new());
-        let inputs: Vec<Tensor> = self
-            .inputs
-            .borrow()
-            .iter()
-            .filter_map(|saved| match saved {
-                Saved::Kept(tensor) => Some(tensor.clone()),
-                _ => None,
-            })
-            .collect();
+        let again = |(saved, trained): &(Saved, bool)| {
+            let tensor = torch.unpack(saved)?;
+            Ok(if *trained { torch.leaf_like(&tensor) } else { tensor })
+        };
+        let inputs = self.inputs.iter().map(again).collect::<Result<Vec<Tensor>, Halt>>()?;
         let stood = torch.stand(self.origin.get());
         if let Some(kept) = &self.kept {
             kept.replaying.set(true);

@@ -72,8 +72,9 @@ impl<'a> Trainer<'a> {
         let tape = self.torch.tape();
         for micro in 0..self.options.grad_accum {
             tape.enter(EagerPhase::Forward);
-            let (outputs, loss) = self.forward()?;
+            let (mut outputs, loss) = self.forward()?;
             if self.options.keep_outputs {
+                outputs.push(loss.clone());
                 *self.outputs.borrow_mut() = outputs;
             } else {
                 drop(outputs);

@@ -217,8 +217,8 @@ pub struct Inner {
     pub dtype: DType,
     /// The node that made it, or the leaf it is.
     pub edge: Option<Edge>,
-    /// Whether it views another tensor's storage.
-    pub is_view: bool,
+    /// How many views it is away from the tensor that made its storage.
+    pub views: u8,
 }
 
 impl std::ops::Deref for Tensor {
@@ -240,14 +240,17 @@ impl Tensor {
             shape,
             strides,
             edge: None,
-            is_view: true,
+            views: self.views.saturating_add(1),
             ..(*self.0).clone()
         }
     }
 
     /// The same bytes outside the graph: another tensor.
     pub fn detached(&self) -> Tensor {
-        Tensor::of(self.view(self.shape, self.strides))
+        Tensor::of(Inner {
+            views: self.views,
+            ..self.view(self.shape, self.strides)
+        })
     }
 
     /// Whether gradients flow through it.

@@ -177,7 +177,7 @@ impl Torch {
             strides,
             dtype,
             edge: None,
-            is_view: false,
+            views: 0,
         })
     }
 
@@ -210,6 +210,7 @@ impl Torch {
         };
         Tensor::of(Inner {
             edge: Some(Edge::Leaf(Rc::new(leaf))),
+            views: tensor.views,
             ..(**tensor).clone()
         })
     }
@@ -235,7 +236,7 @@ impl Torch {
         if !tensor.dtype.is_float() || tensor.dtype == to {
             return Ok(tensor.clone());
         }
-        let cached = tensor.leaf().filter(|_| tensor.dtype == DType::F32 && !tensor.is_view);
+        let cached = tensor.leaf().filter(|_| tensor.dtype == DType::F32 && tensor.views == 0);
         let Some(leaf) = cached else {
             let cast = self.to(tensor, to)?;
             if tensor.storage.as_ref().is_some_and(|s| s.class() == Some(Class::Params))

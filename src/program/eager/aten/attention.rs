@@ -6,6 +6,9 @@ use crate::program::eager::autograd::{Maybe, Recording};
 use crate::program::eager::tensor::{DType, Dims, Tensor};
 use crate::program::eager::torch::{Halt, Made, Torch};
 
+/// Widest heads of flash attention.
+const FLASH_WIDTH: u64 = 256;
+
 /// What `F.scaled_dot_product_attention` is asked for.
 #[derive(Debug, Clone)]
 pub struct Sdpa {
@@ -30,11 +33,40 @@ impl Torch {
             mask: how.mask.as_ref().map(|mask| self.additive(mask, q.dtype)),
             ..*how
         };
-        match (half, &how.mask) {
-            (true, None) => self.flash(&q, &k, &v),
-            _ if fewer => self.math(&q, &k, &v, &how),
-            _ => self.efficient(&q, &k, &v, &how),
+        let width = q.shape.last();
+        let aligned = width.is_multiple_of(if half { 8 } else { 4 });
+        match (&how.mask, fewer) {
+            (None, _) if half && width <= FLASH_WIDTH => self.padded_flash(&q, &k, &v),
+            (_, false) if aligned => self.efficient(&q, &k, &v, &how),
+            _ => self.math(&q, &k, &v, &how),
         }
+    }
+
+    /// Flash attention of heads whose width is padded to a multiple of eight, and the output cut back.
+    fn padded_flash(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Made {
+        let width = q.shape.last();
+        if width.is_multiple_of(8) {
+            return self.flash(q, k, v);
+        }
+        let wide = width.next_multiple_of(8);
+        let made = {
+            let [q, k, v] = [self.padded(q, wide)?, self.padded(k, wide)?, self.padded(v, wide)?];
+            self.flash(&q, &k, &v)?
+        };
+        self.slice(made, 3, 0, width)
+    }
+
+    /// `F.pad` of the last dimension to `wide`: the gradient is cut out of a copy.
+    fn padded(&self, x: &Tensor, wide: u64) -> Made {
+        let record = Recording::new(self, "constant_pad_nd", &[x]);
+        self.op("constant_pad_nd");
+        let made = self.empty(x.shape.with_last(wide), x.dtype);
+        let before = x.shape;
+        let formula = move |torch: &Torch, g: &[Maybe], _: &[Tensor]| -> Result<Vec<Maybe>, Halt> {
+            torch.op("clone");
+            Ok(vec![g[0].as_ref().map(|g| torch.empty(before, g.dtype))])
+        };
+        record.finish(made, false, Box::new(formula))
     }
 
     /// A boolean mask as numbers to add, made anew in every call (`convert_boolean_attn_mask`).
@@ -94,11 +126,21 @@ impl Torch {
         self.strided(q.shape, shape.contiguous().swapped(1, 2), q.dtype)
     }
 
+    /// A mask whose rows are padded to a multiple of eight keys.
+    fn aligned(&self, mask: &Tensor) -> Tensor {
+        let keys = mask.shape.last();
+        match keys.is_multiple_of(8) {
+            true => mask.clone(),
+            false => self.plain("constant_pad_nd", mask.shape.with_last(keys + 8 - keys % 8).all(), mask.dtype),
+        }
+    }
+
     /// `_scaled_dot_product_efficient_attention`: the log-sum-exp is padded to 32 rows.
     fn efficient(&self, q: &Tensor, k: &Tensor, v: &Tensor, how: &Sdpa) -> Made {
         let name = "_scaled_dot_product_efficient_attention";
+        let mask = how.mask.as_ref().map(|mask| self.aligned(mask));
         let mut record = Recording::new(self, name, &[q, k, v]);
-        for tensor in [q, k, v].into_iter().chain(&how.mask) {
+        for tensor in [q, k, v].into_iter().chain(&mask) {
             record.save(tensor)?;
         }
         let sizes = q.shape.all().to_vec();
@@ -126,9 +168,11 @@ impl Torch {
         made.into_iter().next().ok_or(Halt::Lost)
     }
 
-    /// `_scaled_dot_product_attention_math`: both operands scaled, products, softmax, dropout.
+    /// `_scaled_dot_product_attention_math`: 16-bit tensors in f32, both operands scaled, products, softmax, dropout; the probabilities are also
+    /// made in the type of the inputs.
     fn math(&self, q: &Tensor, k: &Tensor, v: &Tensor, how: &Sdpa) -> Made {
-        let rows = q.shape.all()[2];
+        let (dtype, rows) = (q.dtype, q.shape.all()[2]);
+        let [q, k, v] = [self.to(q, DType::F32)?, self.to(k, DType::F32)?, self.to(v, DType::F32)?];
         let mask = match (&how.mask, how.causal) {
             (Some(mask), _) => Some(mask.clone()),
             (None, true) => Some(self.causal_bias(rows, k.shape.all()[2], q.dtype)?),
@@ -136,25 +180,22 @@ impl Torch {
         };
         let group = q.shape.all()[1] / k.shape.all()[1].max(1);
         let (k, v) = match group > 1 {
-            true => (self.interleaved(k, group)?, self.interleaved(v, group)?),
-            false => (k.clone(), v.clone()),
+            true => (self.interleaved(&k, group)?, self.interleaved(&v, group)?),
+            false => (k, v),
         };
-        let q = self.scaled(q)?;
         let scores = {
-            let k = self.scaled(self.transpose(k, 2, 3)?)?;
+            let q = self.scaled(&q)?;
+            let k = self.scaled(self.transpose(&k, 2, 3)?)?;
             self.matmul(q, k)?
         };
         let scores = match mask {
             Some(mask) => self.add(scores, mask)?,
             None => scores,
         };
-        let probabilities = self.fused_softmax(scores)?;
+        let probabilities = self.softmax(scores, None)?;
         let probabilities = self.dropout(probabilities, how.dropout)?;
-        self.matmul(probabilities, v)
-    }
-
-    fn fused_softmax(&self, x: Tensor) -> Made {
-        self.softmax(x, None)
+        let _narrow = self.to(&probabilities, dtype)?;
+        self.to(self.matmul(probabilities, &v)?, dtype)
     }
 
     /// `repeat_interleave` of key heads: a copy.

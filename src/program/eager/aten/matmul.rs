@@ -3,7 +3,7 @@
 use std::borrow::Borrow;
 
 use crate::program::eager::autograd::{Maybe, Recording};
-use crate::program::eager::tensor::{Dims, Tensor};
+use crate::program::eager::tensor::{Dims, Inner, Tensor};
 use crate::program::eager::torch::{Halt, Made, Torch};
 
 impl Torch {
@@ -49,7 +49,9 @@ impl Torch {
             };
             let bias = made(needs[2], "sum", Dims::new(&[wide]));
             let x = made(needs[0], "mm", x_shape);
-            Ok(vec![x, made(needs[1], "mm", w_shape), bias])
+            // The weight was turned for the product, and its gradient is turned back twice: a view of a view.
+            let weight = made(needs[1], "mm", w_shape).map(|g| turned_twice(&g));
+            Ok(vec![x, weight, bias])
         };
         record.finish(made, false, Box::new(formula))
     }
@@ -140,4 +142,12 @@ impl Torch {
         };
         record.finish(made, false, Box::new(formula))
     }
+}
+
+/// A gradient as it is after two transpositions.
+fn turned_twice(gradient: &Tensor) -> Tensor {
+    Tensor::of(Inner {
+        views: 2,
+        ..gradient.view(gradient.shape, gradient.strides)
+    })
 }

@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use super::attention::{Asked, attend, rotated, tables};
+use super::cache::{Cache, reached};
 use super::{Call, Model, layered, masks};
 use crate::program::eager::checkpoint::Replay;
 use crate::program::eager::nn::{Builder, Linear, RmsNorm};
@@ -47,6 +48,15 @@ struct Shape {
     head_dim: u64,
     dropout: f64,
     attn: Attn,
+}
+
+/// The keyword arguments of every layer's call, all of which a checkpoint keeps.
+#[derive(Debug)]
+struct Around {
+    mask: Option<Tensor>,
+    rotary: [Tensor; 2],
+    cache: Cache,
+    _positions: Tensor,
 }
 
 impl Llama {
@@ -97,11 +107,11 @@ impl Layer {
     }
 
     /// The layer on hidden states (B, T, H).
-    fn call(&self, t: &Torch, hidden: &Tensor, mask: Option<&Tensor>, rotary: &[Tensor; 2]) -> Made {
+    fn call(&self, t: &Torch, hidden: &Tensor, around: &Around) -> Made {
         let residual = hidden.clone();
         let x = self.input_norm.call(t, hidden)?;
         // Python's `hidden_states, _ = self.self_attn(…)` keeps the probabilities to the end of the layer.
-        let (attended, _probabilities) = self.attend(t, &x, mask, rotary)?;
+        let (attended, _probabilities) = self.attend(t, &x, around)?;
         drop(x);
         let x = t.add(residual, attended)?;
         let normed = self.output_norm.call(t, &x)?;
@@ -126,15 +136,16 @@ impl Layer {
         t.transpose(x, 1, 2)
     }
 
-    fn attend(&self, t: &Torch, x: &Tensor, mask: Option<&Tensor>, rotary: &[Tensor; 2]) -> Result<(Tensor, Option<Tensor>), Halt> {
+    fn attend(&self, t: &Torch, x: &Tensor, around: &Around) -> Result<(Tensor, Option<Tensor>), Halt> {
         let s = self.shape;
         let (batch, seq) = (x.shape.all()[0], x.shape.all()[1]);
         let mut q = self.heads(t, x, &self.q, self.q_norm.as_ref(), s.heads)?;
         let mut k = self.heads(t, x, &self.k, self.k_norm.as_ref(), s.kv_heads)?;
-        let v = self.heads(t, x, &self.v, None, s.kv_heads)?;
-        (q, k) = rotated(t, &q, &k, rotary)?;
+        let mut v = self.heads(t, x, &self.v, None, s.kv_heads)?;
+        (q, k) = rotated(t, &q, &k, &around.rotary)?;
+        (k, v) = (around.cache.update(t, k)?, around.cache.update(t, v)?);
         let asked = Asked {
-            mask: mask.cloned(),
+            mask: around.mask.clone(),
             group: s.heads / s.kv_heads,
             dropout: s.dropout,
             causal: true,
@@ -149,18 +160,20 @@ impl Layer {
 impl Model for Llama {
     fn hidden(&self, t: &Torch, call: &Call) -> Made {
         let embedded = t.within(Origin::Embed, || t.embedding(&call.ids, &self.embedding))?;
+        let embedded = reached(t, call.options, embedded);
         let positions = t.plain("arange", &[call.options.seq], DType::I64);
         let mask = masks::causal(t, call, embedded.dtype, call.spec.attention.window)?;
         let rotary = tables(t, &self.frequencies, &embedded, &positions)?;
         let mut x = embedded.clone();
+        let around = Rc::new(Around {
+            mask,
+            rotary,
+            cache: Cache::new(call.options),
+            _positions: positions,
+        });
         for (index, layer) in self.layers.iter().enumerate() {
-            let (layer, mask, rotary) = (layer.clone(), mask.clone(), rotary.clone());
-            // A checkpoint keeps all keyword arguments of the call, `cache_position` among them.
-            let positions = positions.clone();
-            let run: Replay = Rc::new(move |t, inputs| {
-                let _held = &positions;
-                layer.call(t, &inputs[0], mask.as_ref(), &rotary)
-            });
+            let (layer, around) = (layer.clone(), around.clone());
+            let run: Replay = Rc::new(move |t, inputs| layer.call(t, &inputs[0], &around));
             x = t.within(Origin::Layer(index as u32), || layered(t, call.options, index, run, &x))?;
         }
         self.norm.call(t, &x)

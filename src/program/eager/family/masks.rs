@@ -3,7 +3,7 @@
 use crate::program::eager::family::Call;
 use crate::program::eager::tensor::{DType, Tensor};
 use crate::program::eager::torch::{Halt, Torch};
-use crate::spec::torch::Attn;
+use crate::spec::torch::{Attn, Checkpointing};
 
 /// The causal mask of a model in the type of its embeddings, or none where the kernel is told to be causal; `window` is the sliding window.
 /// Without a padding mask positions are searched for packed sequences, and a mask is always made.
@@ -13,16 +13,20 @@ use crate::spec::torch::Attn;
 pub fn causal(torch: &Torch, call: &Call, dtype: DType, window: Option<u64>) -> Result<Option<Tensor>, Halt> {
     let (batch, seq) = (call.options.batch, call.options.seq);
     let padding = call.mask.as_ref().map(|mask| torch.to(mask, DType::Bool)).transpose()?;
+    // Where keys and values are cached, positions are not searched.
+    let caches = call.options.use_cache && call.options.checkpointing == Checkpointing::None;
     let packed = match padding {
-        Some(_) => None,
-        None => Some(packed_sequences(torch, batch, seq)),
+        None if !caches => Some(packed_sequences(torch, batch, seq)),
+        _ => None,
     };
     let sdpa = call.options.attn == Attn::Sdpa;
     if sdpa && packed.is_none() && window.is_none_or(|window| seq < window) {
-        drop(torch.plain("all", &[], DType::Bool));
+        if padding.is_some() {
+            drop(torch.plain("all", &[], DType::Bool));
+        }
         return Ok(None);
     }
-    let allowed = allowed(torch, (batch, seq), packed.is_some(), window.is_some());
+    let allowed = allowed(torch, (batch, seq), [packed.is_some(), padding.is_some(), window.is_some()]);
     if sdpa {
         return Ok(Some(allowed));
     }
@@ -33,7 +37,7 @@ pub fn causal(torch: &Torch, call: &Call, dtype: DType, window: Option<u64>) -> 
 }
 
 /// Which keys each query sees, as booleans (B, 1, T, T): the conditions are joined one by one.
-fn allowed(t: &Torch, (batch, seq): (u64, u64), packed: bool, windowed: bool) -> Tensor {
+fn allowed(t: &Torch, (batch, seq): (u64, u64), [packed, padded, windowed]: [bool; 3]) -> Tensor {
     let _ranges = [seq, batch, 1].map(|length| t.plain("arange", &[length], DType::I64));
     let square = |name| t.plain(name, &[seq, seq], DType::Bool);
     let ones = t.plain("new_ones", &[seq], DType::Bool);
@@ -55,11 +59,14 @@ fn allowed(t: &Torch, (batch, seq): (u64, u64), packed: bool, windowed: bool) ->
     let joined = square("bitwise_and");
     drop((before, ones));
     let shape = [batch, 1, seq, seq];
-    if !packed {
+    if padded {
         let padding = t.plain("index", &[batch, seq], DType::Bool);
         let made = t.plain("bitwise_and", &shape, DType::Bool);
         drop(padding);
         return made;
+    }
+    if !packed {
+        return joined;
     }
     let sequences = [(); 2].map(|()| t.plain("index", &[batch, seq], DType::I64));
     let same = t.plain("eq", &shape, DType::Bool);
