@@ -24,7 +24,9 @@ impl Torch {
     /// `F.scaled_dot_product_attention(q, k, v)` of (B, heads, T, D): flash for 16-bit tensors without a mask, memory-efficient
     /// with one or in f32, and plain matrix products for grouped heads in f32.
     pub fn attention(&self, q: impl Borrow<Tensor>, k: impl Borrow<Tensor>, v: impl Borrow<Tensor>, how: &Sdpa) -> Made {
-        let [q, k, v] = [self.lowered(q.borrow())?, self.lowered(k.borrow())?, self.lowered(v.borrow())?];
+        // Autocast casts arguments from the last to the first.
+        let (v, k) = (self.lowered(v.borrow())?, self.lowered(k.borrow())?);
+        let q = self.lowered(q.borrow())?;
         let half = q.dtype.bytes() == 2;
         let fewer = q.shape.all()[1] != k.shape.all()[1];
         let how = Sdpa {

@@ -53,8 +53,11 @@ impl Torch {
         self.op("erf");
         let made = self.empty_like(&x, x.dtype);
         let formula = |torch: &Torch, g: &[Maybe], saved: &[Tensor]| -> Result<Vec<Maybe>, Halt> {
-            let Some(g) = &g[0] else { return Ok(Vec::new()) };
-            let steps = ["pow", "neg", "exp", "mul"].map(|name| torch.plain_from(name, saved[0].clone()));
+            let Some(g) = &g[0] else {
+                return Ok(Vec::new());
+            };
+            let steps =
+                ["pow", "neg", "exp", "mul"].map(|name| torch.plain_from(name, saved[0].clone()));
             let made = torch.plain_from("mul", g.clone());
             drop(steps);
             Ok(vec![Some(made)])

@@ -17,7 +17,9 @@ impl Torch {
         self.op("where");
         let made = self.empty_like(x, x.dtype);
         let formula = |torch: &Torch, g: &[Maybe], _: &[Tensor]| -> Gradients {
-            let Some(g) = &g[0] else { return Ok(Vec::new()) };
+            let Some(g) = &g[0] else {
+                return Ok(Vec::new());
+            };
             let zero = torch.scalar("scalar_tensor", g.dtype);
             torch.op("where");
             let made = torch.empty_like(g, g.dtype);
@@ -59,7 +61,9 @@ impl Torch {
         self.op("index_add_");
         let shape = source.shape;
         let formula = move |torch: &Torch, g: &[Maybe], _: &[Tensor]| -> Gradients {
-            let Some(g) = &g[0] else { return Ok(Vec::new()) };
+            let Some(g) = &g[0] else {
+                return Ok(Vec::new());
+            };
             torch.op("index_select");
             Ok(vec![Some(g.clone()), Some(torch.empty(shape, g.dtype))])
         };
@@ -94,7 +98,9 @@ impl Torch {
         let made = self.empty(x.shape.with_last(1), x.dtype);
         let shape = x.shape;
         let formula = move |_: &Torch, g: &[Maybe], _: &[Tensor]| -> Gradients {
-            Ok(vec![g[0].as_ref().map(|g| Tensor::of(g.view(shape, g.strides.with_last(0))))])
+            Ok(vec![g[0].as_ref().map(|g| {
+                Tensor::of(g.view(shape, g.strides.with_last(0)))
+            })])
         };
         record.finish(made, false, Box::new(formula))
     }

@@ -16,7 +16,11 @@ impl Torch {
     pub fn add_in_place(&self, x: &Tensor, y: &Tensor) -> Made {
         let record = Recording::new(self, "add_", &[x, y]);
         self.op("add_");
-        record.finish(x.detached(), false, Box::new(|_, g, _| Ok(vec![g[0].clone(), g[0].clone()])))
+        record.finish(
+            x.detached(),
+            false,
+            Box::new(|_, g, _| Ok(vec![g[0].clone(), g[0].clone()])),
+        )
     }
 
     /// `x /= y`, where `y` has one element in the last dimension: `x` as it was is copied for the gradient of `y`.
@@ -33,7 +37,9 @@ impl Torch {
         record.save(y)?;
         self.op("div_");
         let formula = move |torch: &Torch, g: &[Maybe], _: &[Tensor]| -> Gradients {
-            let Some(g) = &g[0] else { return Ok(Vec::new()) };
+            let Some(g) = &g[0] else {
+                return Ok(Vec::new());
+            };
             // `-g * ((x / y) / y)`, whose intermediate results live as long as the expression.
             let divisor = needs.then(|| {
                 let quotients = ["div", "div", "neg"].map(|name| torch.plain_from(name, g.clone()));

@@ -10,10 +10,19 @@ impl Torch {
     /// `F.linear(x, weight (O, I), bias)`, or with `turned` the `addmm` of GPT-2's `Conv1D` whose weight is (I, O). `x` is saved for the
     /// weight's gradient, the weight for `x`'s.
     pub fn linear(&self, x: impl Borrow<Tensor>, weight: &Tensor, bias: Option<&Tensor>, turned: bool) -> Made {
-        // Autocast casts the arguments as C++ evaluates them here, the last first.
-        let bias = bias.map(|bias| self.lowered(bias)).transpose()?;
-        let weight = self.lowered(weight)?;
-        let x = self.contiguous(self.lowered(x.borrow())?)?;
+        // Autocast casts the arguments of a call from the last to the first: (x, weight, bias), or `addmm`'s (bias, x, weight).
+        let lowered_bias = || bias.map(|bias| self.lowered(bias)).transpose();
+        let (x, weight, bias) = match turned {
+            false => {
+                let (bias, weight) = (lowered_bias()?, self.lowered(weight)?);
+                (self.lowered(x.borrow())?, weight, bias)
+            }
+            true => {
+                let weight = self.lowered(weight)?;
+                (self.lowered(x.borrow())?, weight, lowered_bias()?)
+            }
+        };
+        let x = self.contiguous(x)?;
         let inputs: Vec<&Tensor> = [&x, &weight].into_iter().chain(&bias).collect();
         let mut record = Recording::new(self, "mm", &inputs);
         let needs = [record.needs(0), record.needs(1), bias.is_some() && record.needs(2)];
@@ -74,7 +83,9 @@ impl Torch {
 
     /// `a @ b` of batches of matrices: (…, m, k) by (…, k, n), broadcast over the batch.
     pub fn matmul(&self, a: impl Borrow<Tensor>, b: impl Borrow<Tensor>) -> Made {
-        let (a, b) = (self.lowered(a.borrow())?, self.lowered(b.borrow())?);
+        // From the last argument to the first, as in `linear`.
+        let b = self.lowered(b.borrow())?;
+        let a = self.lowered(a.borrow())?;
         let (a, b) = (self.batched(a)?, self.batched(b)?);
         let mut record = Recording::new(self, "bmm", &[&a, &b]);
         let needs = [record.needs(0), record.needs(1)];

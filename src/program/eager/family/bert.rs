@@ -67,10 +67,16 @@ impl Bert {
     /// The model with its parameters.
     pub fn new(b: &Builder, spec: &ModelSpec, attn: Attn) -> Bert {
         let hidden = spec.hidden;
-        let tables = [spec.vocab, spec.max_positions, spec.token_types].map(|rows| b.parameter(&[rows, hidden]));
+        let tables = [spec.vocab, spec.max_positions, spec.token_types]
+            .map(|rows| b.parameter(&[rows, hidden]));
         let norm = LayerNorm::new(b, hidden);
-        let buffer = || b.torch.buffer(&[1, spec.max_positions], DType::I64, Class::Buffers);
-        let layers = (0..spec.layers).map(|_| Rc::new(Layer::new(b, spec, attn))).collect();
+        let buffer = || {
+            b.torch
+                .buffer(&[1, spec.max_positions], DType::I64, Class::Buffers)
+        };
+        let layers = (0..spec.layers)
+            .map(|_| Rc::new(Layer::new(b, spec, attn)))
+            .collect();
         let bias = b.parameter(&[spec.vocab]);
         let transform = b.linear("dense", hidden, hidden, true);
         let transform_norm = LayerNorm::new(b, hidden);
@@ -143,7 +149,9 @@ impl Bert {
                 }
                 Ok(made)
             });
-            let made = t.within(Origin::Layer(index as u32), || layered(t, call.options, index, run, &hidden))?;
+            let made = t.within(Origin::Layer(index as u32), || {
+                layered(t, call.options, index, run, &hidden)
+            })?;
             _probabilities = slot.take().flatten();
             hidden = made;
         }
@@ -190,7 +198,12 @@ impl Layer {
     }
 
     /// The layer on hidden states (B, T, H), and the probabilities where they are made.
-    fn call(&self, t: &Torch, hidden: &Tensor, mask: Option<&Tensor>) -> Result<(Tensor, Option<Tensor>), Halt> {
+    fn call(
+        &self,
+        t: &Torch,
+        hidden: &Tensor,
+        mask: Option<&Tensor>,
+    ) -> Result<(Tensor, Option<Tensor>), Halt> {
         let (attended, probabilities) = {
             let (made, probabilities) = self.attend(t, hidden, mask)?;
             (self.attention.call(t, &made, hidden)?, probabilities)
@@ -203,7 +216,12 @@ impl Layer {
     }
 
     /// `BertSelfAttention.forward` or `BertSdpaSelfAttention.forward`.
-    fn attend(&self, t: &Torch, hidden: &Tensor, mask: Option<&Tensor>) -> Result<(Tensor, Option<Tensor>), Halt> {
+    fn attend(
+        &self,
+        t: &Torch,
+        hidden: &Tensor,
+        mask: Option<&Tensor>,
+    ) -> Result<(Tensor, Option<Tensor>), Halt> {
         let s = self.shape;
         let (batch, seq) = (hidden.shape.all()[0], hidden.shape.all()[1]);
         let heads = |of: &Linear| -> Made {
@@ -226,10 +244,18 @@ impl Layer {
                 (t.transpose(t.attention(&q, &k, &v, &how)?, 1, 2)?, None)
             }
         };
-        Ok((t.reshape(made, &[batch, seq, s.heads * s.head_dim])?, probabilities))
+        Ok((
+            t.reshape(made, &[batch, seq, s.heads * s.head_dim])?,
+            probabilities,
+        ))
     }
 
-    fn eager(&self, t: &Torch, [q, k, v]: [&Tensor; 3], mask: Option<&Tensor>) -> Result<(Tensor, Tensor), Halt> {
+    fn eager(
+        &self,
+        t: &Torch,
+        [q, k, v]: [&Tensor; 3],
+        mask: Option<&Tensor>,
+    ) -> Result<(Tensor, Tensor), Halt> {
         let mut scores = t.matmul(q, t.transpose(k, 2, 3)?)?;
         scores = t.scaled(&scores)?;
         if let Some(mask) = mask {

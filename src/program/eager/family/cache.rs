@@ -23,7 +23,9 @@ impl Cache {
     /// # Errors
     /// Where the copy is halted.
     pub fn update(&self, t: &Torch, states: Tensor) -> Made {
-        let Some(kept) = &self.0 else { return Ok(states) };
+        let Some(kept) = &self.0 else {
+            return Ok(states);
+        };
         let made = t.cat(&[&states], 2)?;
         kept.borrow_mut().push(made.clone());
         Ok(made)

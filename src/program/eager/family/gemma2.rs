@@ -66,9 +66,13 @@ impl Gemma2 {
     /// The model with its parameters.
     pub fn new(b: &Builder, spec: &ModelSpec, attn: Attn) -> Gemma2 {
         let embedding = b.parameter(&[spec.vocab, spec.hidden]);
-        let layers = (0..spec.layers).map(|_| Rc::new(Layer::new(b, spec, attn))).collect();
+        let layers = (0..spec.layers)
+            .map(|_| Rc::new(Layer::new(b, spec, attn)))
+            .collect();
         let norm = Norm::new(b, spec.hidden);
-        let frequencies = b.torch.buffer(&[spec.head_dim / 2], DType::F32, Class::Buffers);
+        let frequencies = b
+            .torch
+            .buffer(&[spec.head_dim / 2], DType::F32, Class::Buffers);
         let head = match spec.tied {
             true => Linear::tied_to(&embedding),
             false => b.linear("lm_head", spec.hidden, spec.vocab, false),
@@ -132,14 +136,20 @@ impl Model for Gemma2 {
         for (index, layer) in self.layers.iter().enumerate() {
             let layer = layer.clone();
             let around = Around {
-                mask: if index.is_multiple_of(2) { sliding.clone() } else { full.clone() },
+                mask: if index.is_multiple_of(2) {
+                    sliding.clone()
+                } else {
+                    full.clone()
+                },
                 rotary: rotary.clone(),
                 positions: positions.clone(),
                 // Gemma 2 makes no cache while it trains.
                 cache: Cache::default(),
             };
             let run: Replay = Rc::new(move |t, inputs| layer.call(t, &inputs[0], &around));
-            hidden = t.within(Origin::Layer(index as u32), || layered(t, call.options, index, run, &hidden))?;
+            hidden = t.within(Origin::Layer(index as u32), || {
+                layered(t, call.options, index, run, &hidden)
+            })?;
         }
         self.norm.call(t, &hidden)
     }

@@ -54,7 +54,9 @@ impl Gpt2 {
     pub fn new(b: &Builder, spec: &ModelSpec, attn: Attn) -> Gpt2 {
         let tokens = b.parameter(&[spec.vocab, spec.hidden]);
         let positions = b.parameter(&[spec.max_positions, spec.hidden]);
-        let layers = (0..spec.layers).map(|_| Rc::new(Block::new(b, spec, attn))).collect();
+        let layers = (0..spec.layers)
+            .map(|_| Rc::new(Block::new(b, spec, attn)))
+            .collect();
         let norm = LayerNorm::new(b, spec.hidden);
         let head = match spec.tied {
             true => Linear::tied_to(&tokens),
@@ -82,7 +84,10 @@ impl Block {
             second_norm: LayerNorm::new(b, hidden),
             c_fc: b.conv1d("c_fc", hidden, spec.ffn),
             mlp_proj: b.conv1d("c_proj", spec.ffn, hidden),
-            triangle: [buffer(&[1, 1, rows, rows], DType::Bool), buffer(&[], b.dtype)],
+            triangle: [
+                buffer(&[1, 1, rows, rows], DType::Bool),
+                buffer(&[], b.dtype),
+            ],
             shape: Shape {
                 heads: spec.heads,
                 head_dim: spec.head_dim,
@@ -114,7 +119,13 @@ impl Block {
     }
 
     /// `GPT2Attention.forward`: its output, and the probabilities where they are made.
-    fn attend(&self, t: &Torch, hidden: &Tensor, mask: Option<&Tensor>, cache: &Cache) -> Result<(Tensor, Option<Tensor>), Halt> {
+    fn attend(
+        &self,
+        t: &Torch,
+        hidden: &Tensor,
+        mask: Option<&Tensor>,
+        cache: &Cache,
+    ) -> Result<(Tensor, Option<Tensor>), Halt> {
         let s = self.shape;
         let (batch, seq) = (hidden.shape.all()[0], hidden.shape.all()[1]);
         let width = s.heads * s.head_dim;
@@ -122,7 +133,8 @@ impl Block {
             let parts = t.split(self.c_attn.call(t, hidden)?, 2, &[width; 3])?;
             <[Tensor; 3]>::try_from(parts).map_err(|_| Halt::Lost)?
         };
-        let heads = |x: Tensor| t.transpose(t.reshape(x, &[batch, seq, s.heads, s.head_dim])?, 1, 2);
+        let heads =
+            |x: Tensor| t.transpose(t.reshape(x, &[batch, seq, s.heads, s.head_dim])?, 1, 2);
         let (k, v) = (heads(k)?, heads(v)?);
         let q = heads(q)?;
         let (k, v) = (cache.update(t, k)?, cache.update(t, v)?);
@@ -149,7 +161,12 @@ impl Block {
     }
 
     /// GPT-2's own `eager_attention_forward`: scores divided by a number on the device, the layer's triangle, then the padding mask.
-    fn eager(&self, t: &Torch, [q, k, v]: [&Tensor; 3], mask: Option<&Tensor>) -> Result<(Tensor, Tensor), Halt> {
+    fn eager(
+        &self,
+        t: &Torch,
+        [q, k, v]: [&Tensor; 3],
+        mask: Option<&Tensor>,
+    ) -> Result<(Tensor, Tensor), Halt> {
         let mut scores = t.matmul(q, t.transpose(k, 2, 3)?)?;
         let root = t.scalar("full", scores.dtype);
         scores = t.div_by(&scores, root)?;
@@ -177,12 +194,19 @@ impl Model for Gpt2 {
         let mask = masks::causal(t, call, embedded.dtype, None)?;
         hidden = t.dropout(&hidden, self.dropout)?;
         for (index, layer) in self.layers.iter().enumerate() {
-            let (layer, mask, positions, cache) = (layer.clone(), mask.clone(), positions.clone(), cache.clone());
+            let (layer, mask, positions, cache) = (
+                layer.clone(),
+                mask.clone(),
+                positions.clone(),
+                cache.clone(),
+            );
             let run: Replay = Rc::new(move |t, inputs| {
                 let _held = &positions;
                 layer.call(t, &inputs[0], mask.as_ref(), &cache)
             });
-            hidden = t.within(Origin::Layer(index as u32), || layered(t, call.options, index, run, &hidden))?;
+            hidden = t.within(Origin::Layer(index as u32), || {
+                layered(t, call.options, index, run, &hidden)
+            })?;
         }
         self.norm.call(t, &hidden)
     }

@@ -59,7 +59,12 @@ impl Grouped {
     ///
     /// # Errors
     /// Where an operation halts.
-    pub fn call(&self, t: &Torch, x: &Tensor, around: &Around) -> Result<(Tensor, Option<Tensor>), Halt> {
+    pub fn call(
+        &self,
+        t: &Torch,
+        x: &Tensor,
+        around: &Around,
+    ) -> Result<(Tensor, Option<Tensor>), Halt> {
         let (batch, seq) = (x.shape.all()[0], x.shape.all()[1]);
         let heads = |of: &Linear, heads: u64| -> Made {
             let made = t.reshape(of.call(t, x)?, &[batch, seq, heads, self.head_dim])?;

@@ -49,9 +49,13 @@ impl Mixtral {
     /// The model with its parameters.
     pub fn new(b: &Builder, spec: &ModelSpec, attn: Attn) -> Mixtral {
         let embedding = b.parameter(&[spec.vocab, spec.hidden]);
-        let layers = (0..spec.layers).map(|_| Rc::new(Layer::new(b, spec, attn))).collect();
+        let layers = (0..spec.layers)
+            .map(|_| Rc::new(Layer::new(b, spec, attn)))
+            .collect();
         let norm = RmsNorm::new(b, spec.hidden);
-        let frequencies = b.torch.buffer(&[spec.head_dim / 2], DType::F32, Class::Buffers);
+        let frequencies = b
+            .torch
+            .buffer(&[spec.head_dim / 2], DType::F32, Class::Buffers);
         let head = match spec.tied {
             true => Linear::tied_to(&embedding),
             false => b.linear("lm_head", spec.hidden, spec.vocab, false),
@@ -182,7 +186,9 @@ impl Model for Mixtral {
         for (index, layer) in self.layers.iter().enumerate() {
             let (layer, around) = (layer.clone(), around.clone());
             let run: Replay = Rc::new(move |t, inputs| layer.call(t, &inputs[0], &around));
-            hidden = t.within(Origin::Layer(index as u32), || layered(t, call.options, index, run, &hidden))?;
+            hidden = t.within(Origin::Layer(index as u32), || {
+                layered(t, call.options, index, run, &hidden)
+            })?;
         }
         self.norm.call(t, &hidden)
     }

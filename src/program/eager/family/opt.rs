@@ -58,7 +58,9 @@ impl Opt {
         let tokens = b.parameter(&[spec.vocab, spec.hidden]);
         let positions = b.parameter(&[rows, spec.hidden]);
         let norm = spec.final_norm.then(|| LayerNorm::new(b, spec.hidden));
-        let layers = (0..spec.layers).map(|_| Rc::new(Layer::new(b, spec, attn))).collect();
+        let layers = (0..spec.layers)
+            .map(|_| Rc::new(Layer::new(b, spec, attn)))
+            .collect();
         let head = match spec.tied {
             true => Linear::tied_to(&tokens),
             false => b.linear("lm_head", spec.hidden, spec.vocab, false),
@@ -141,7 +143,10 @@ impl Layer {
         hidden = self.attend(t, &hidden, mask, cache)?;
         hidden = t.dropout(&hidden, self.shape.dropout)?;
         hidden = t.add(&residual, &hidden)?;
-        hidden = t.reshape(&hidden, &[sizes.elements() / sizes.last().max(1), sizes.last()])?;
+        hidden = t.reshape(
+            &hidden,
+            &[sizes.elements() / sizes.last().max(1), sizes.last()],
+        )?;
         let residual = hidden.clone();
         hidden = self.final_norm.call(t, &hidden)?;
         hidden = self.fc1.call(t, &hidden)?;
@@ -156,7 +161,8 @@ impl Layer {
     fn attend(&self, t: &Torch, hidden: &Tensor, mask: Option<&Tensor>, cache: &Cache) -> Made {
         let s = self.shape;
         let (batch, seq) = (hidden.shape.all()[0], hidden.shape.all()[1]);
-        let heads = |x: Tensor| t.transpose(t.reshape(x, &[batch, seq, s.heads, s.head_dim])?, 1, 2);
+        let heads =
+            |x: Tensor| t.transpose(t.reshape(x, &[batch, seq, s.heads, s.head_dim])?, 1, 2);
         let q = heads(t.scaled(self.q.call(t, hidden)?)?)?;
         let (k, v) = (self.k.call(t, hidden)?, self.v.call(t, hidden)?);
         let (k, v) = (heads(k)?, heads(v)?);
@@ -199,7 +205,9 @@ impl Model for Opt {
                 let _held = &held;
                 layer.call(t, &inputs[0], mask.as_ref(), &cache)
             });
-            hidden = t.within(Origin::Layer(index as u32), || layered(t, call.options, index, run, &hidden))?;
+            hidden = t.within(Origin::Layer(index as u32), || {
+                layered(t, call.options, index, run, &hidden)
+            })?;
         }
         match &self.norm {
             Some(norm) => norm.call(t, &hidden),

@@ -57,7 +57,9 @@ impl Phi3 {
             Position::Learned { .. } => spec.head_dim,
         };
         let embedding = b.parameter(&[spec.vocab, spec.hidden]);
-        let layers = (0..spec.layers).map(|_| Rc::new(Layer::new(b, spec, attn))).collect();
+        let layers = (0..spec.layers)
+            .map(|_| Rc::new(Layer::new(b, spec, attn)))
+            .collect();
         let norm = RmsNorm::new(b, spec.hidden);
         let frequencies = b.torch.buffer(&[turned / 2], DType::F32, Class::Buffers);
         let head = match spec.tied {
@@ -114,14 +116,20 @@ impl Layer {
     fn feed(&self, t: &Torch, hidden: &Tensor) -> Made {
         let at = hidden.shape.all().len() - 1;
         let both = self.gate_up.call(t, hidden)?;
-        let [gate, mut up] = <[Tensor; 2]>::try_from(t.split(&both, at, &[self.shape.ffn; 2])?).map_err(|_| Halt::Lost)?;
+        let [gate, mut up] = <[Tensor; 2]>::try_from(t.split(&both, at, &[self.shape.ffn; 2])?)
+            .map_err(|_| Halt::Lost)?;
         drop(both);
         up = t.mul(&up, t.activation(&gate, self.shape.mlp)?)?;
         self.down.call(t, &up)
     }
 
     /// `Phi3Attention.forward`: its output, and the probabilities where they are made.
-    fn attend(&self, t: &Torch, hidden: &Tensor, around: &Around) -> Result<(Tensor, Option<Tensor>), Halt> {
+    fn attend(
+        &self,
+        t: &Torch,
+        hidden: &Tensor,
+        around: &Around,
+    ) -> Result<(Tensor, Option<Tensor>), Halt> {
         let s = self.shape;
         let (batch, seq) = (hidden.shape.all()[0], hidden.shape.all()[1]);
         let (wide, narrow) = (s.heads * s.head_dim, s.kv_heads * s.head_dim);
@@ -129,7 +137,9 @@ impl Layer {
         let q = t.slice(&qkv, 2, 0, wide)?;
         let k = t.slice(&qkv, 2, wide, wide + narrow)?;
         let v = t.slice(&qkv, 2, wide + narrow, wide + 2 * narrow)?;
-        let heads = |x: Tensor, heads: u64| t.transpose(t.reshape(x, &[batch, seq, heads, s.head_dim])?, 1, 2);
+        let heads = |x: Tensor, heads: u64| {
+            t.transpose(t.reshape(x, &[batch, seq, heads, s.head_dim])?, 1, 2)
+        };
         let (q, k) = (heads(q, s.heads)?, heads(k, s.kv_heads)?);
         let v = heads(v, s.kv_heads)?;
         let (q, k) = partly_rotated(t, q, k, &around.rotary)?;
@@ -149,10 +159,20 @@ impl Layer {
 }
 
 /// Phi-3's `apply_rotary_pos_emb`: the first dimensions of each head are turned, the rest (perhaps none) is put behind them.
-fn partly_rotated(t: &Torch, q: Tensor, k: Tensor, rotary: &[Tensor; 2]) -> Result<(Tensor, Tensor), Halt> {
+fn partly_rotated(
+    t: &Torch,
+    q: Tensor,
+    k: Tensor,
+    rotary: &[Tensor; 2],
+) -> Result<(Tensor, Tensor), Halt> {
     let (cos, sin) = (t.unsqueeze(&rotary[0], 1)?, t.unsqueeze(&rotary[1], 1)?);
     let turned = cos.shape.last();
-    let parts = |x: &Tensor| -> Result<[Tensor; 2], Halt> { Ok([t.slice(x, 3, 0, turned)?, t.slice(x, 3, turned, x.shape.last())?]) };
+    let parts = |x: &Tensor| -> Result<[Tensor; 2], Halt> {
+        Ok([
+            t.slice(x, 3, 0, turned)?,
+            t.slice(x, 3, turned, x.shape.last())?,
+        ])
+    };
     let ([q_turned, q_rest], [k_turned, k_rest]) = (parts(&q)?, parts(&k)?);
     let one = |x: &Tensor, rest: &Tensor| {
         let straight = t.mul(x, &cos)?;
@@ -189,7 +209,9 @@ impl Model for Phi3 {
         for (index, layer) in self.layers.iter().enumerate() {
             let (layer, around) = (layer.clone(), around.clone());
             let run: Replay = Rc::new(move |t, inputs| layer.call(t, &inputs[0], &around));
-            hidden = t.within(Origin::Layer(index as u32), || layered(t, call.options, index, run, &hidden))?;
+            hidden = t.within(Origin::Layer(index as u32), || {
+                layered(t, call.options, index, run, &hidden)
+            })?;
         }
         self.norm.call(t, &hidden)
     }
