@@ -258,7 +258,9 @@ pub fn backward(torch: &Torch, roots: Vec<(Edge, Tensor)>) -> Result<(), Halt> {
 impl Engine {
     /// Counts, for every node reachable from `root`, the edges that lead to it.
     fn count(&mut self, root: &Edge) {
-        let Edge::Node { node, .. } = root else { return };
+        let Edge::Node { node, .. } = root else {
+            return;
+        };
         let mut seen = std::collections::BTreeSet::from([node.sequence]);
         let mut stack = vec![node.clone()];
         while let Some(node) = stack.pop() {
@@ -282,8 +284,8 @@ impl Engine {
         buffer[nr] = Some(match buffer[nr].take() {
             None => gradient,
             Some(old) if old.dtype != gradient.dtype => torch.add(&old, &gradient)?,
-            Some(old) if takes_the_sum(&old) => old,
-            Some(_) if takes_the_sum(&gradient) => gradient,
+            // In place where nobody else holds the older one.
+            Some(old) if old.is_dense() && old.is_sole_owner() => old,
             Some(old) => torch.add(&old, &gradient)?,
         });
         Ok(())
@@ -299,7 +301,10 @@ impl Engine {
                 Ok(())
             }
             Target::Node(node) => {
-                let mut gradients = self.buffers.remove(&Key::Node(node.sequence)).unwrap_or_default();
+                let mut gradients = self
+                    .buffers
+                    .remove(&Key::Node(node.sequence))
+                    .unwrap_or_default();
                 gradients.resize(node.outputs.borrow().len(), None);
                 torch.stand(node.origin);
                 let made = call(torch, &node, gradients)?;
@@ -326,11 +331,6 @@ impl Engine {
         }
         Ok(())
     }
-}
-
-/// Whether a sum of gradients can go into this one: it is dense, and nobody else holds it. The base of a view of a view counts as somebody.
-fn takes_the_sum(gradient: &Tensor) -> bool {
-    gradient.is_dense() && gradient.views < 2 && gradient.is_sole_owner()
 }
 
 /// Runs a node's formula; its gradients live until it returns, and what it makes is reduced and cast to what its inputs are.

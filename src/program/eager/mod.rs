@@ -22,8 +22,8 @@ use crate::error::{Error, Result};
 use crate::spec::model::ModelSpec;
 use crate::spec::torch::TorchOptions;
 use crate::spec::units::Bytes;
-pub use tape::{Class, EagerPhase};
 use tape::{Block, Origin};
+pub use tape::{Class, EagerPhase};
 
 /// What a step takes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -129,11 +129,20 @@ fn run(spec: &ModelSpec, options: &TorchOptions, detailed: bool) -> Result<Run> 
     let model = family::build(&builder, spec, options);
     let trained = builder.trained.into_inner();
     let trainer = step::Trainer::new(&torch, spec, options, model, trained);
-    let halted = |halt| Error::value("job", &spec.name, format!("the interpreter halted: {halt:?}"), "report it");
+    let halted = |halt| {
+        Error::value(
+            "job",
+            &spec.name,
+            format!("the interpreter halted: {halt:?}"),
+            "report it",
+        )
+    };
     trainer.step(|| ()).map_err(halted)?;
     let start = tape.restart(detailed, false);
     let mut saved = Saved::default();
-    trainer.step(|| saved = at_end_of_forward(tape, spec.layers, detailed)).map_err(halted)?;
+    trainer
+        .step(|| saved = at_end_of_forward(tape, spec.layers, detailed))
+        .map_err(halted)?;
     let outline = fold::Outline {
         record: tape::Record {
             start,
@@ -152,17 +161,29 @@ fn run(spec: &ModelSpec, options: &TorchOptions, detailed: bool) -> Result<Run> 
 fn prediction(outline: &fold::Outline) -> Prediction {
     let (top, parts) = outline.record.highest();
     let bytes = |count: i64| Bytes(count.max(0) as u64);
-    let classes = Class::ALL.into_iter().zip(top.by_class).filter(|(_, b)| *b > 0);
+    let classes = Class::ALL
+        .into_iter()
+        .zip(top.by_class)
+        .filter(|(_, b)| *b > 0);
     Prediction {
         peak: bytes(top.bytes),
         phase: top.phase,
         op: top.op.to_string(),
-        phase_peak: parts.into_iter().map(|(part, b)| (part, bytes(b))).collect(),
+        phase_peak: parts
+            .into_iter()
+            .map(|(part, b)| (part, bytes(b)))
+            .collect(),
         breakdown: classes.map(|(class, b)| (class, bytes(b))).collect(),
         step_start: bytes(outline.record.start.iter().sum()),
         step_end: bytes(outline.record.end()),
         saved: bytes(outline.saved),
-        saved_middle_layer: bytes(outline.saved_layers.get(outline.saved_layers.len() / 2).copied().unwrap_or(0)),
+        saved_middle_layer: bytes(
+            outline
+                .saved_layers
+                .get(outline.saved_layers.len() / 2)
+                .copied()
+                .unwrap_or(0),
+        ),
         saved_items: Vec::new(),
         largest: Vec::new(),
     }
@@ -174,7 +195,10 @@ fn at_end_of_forward(tape: &tape::Tape, layers: u64, detailed: bool) -> Saved {
         ..Saved::default()
     };
     tape.each_block(|block| {
-        let activation = !matches!(block.class, Class::Inputs | Class::AutocastWeightCopies | Class::Grads);
+        let activation = !matches!(
+            block.class,
+            Class::Inputs | Class::AutocastWeightCopies | Class::Grads
+        );
         if block.phase != EagerPhase::Forward || !activation {
             return;
         }
@@ -186,7 +210,12 @@ fn at_end_of_forward(tape: &tape::Tape, layers: u64, detailed: bool) -> Saved {
             if !detailed || u64::from(layer) != layers / 2 {
                 return;
             }
-            let what = format!("{} {:?} {}", block.op, block.shape.all(), block.dtype.name());
+            let what = format!(
+                "{} {:?} {}",
+                block.op,
+                block.shape.all(),
+                block.dtype.name()
+            );
             let (count, bytes) = saved.items.entry(what).or_default();
             *count += 1;
             *bytes += block.bytes;
@@ -196,15 +225,27 @@ fn at_end_of_forward(tape: &tape::Tape, layers: u64, detailed: bool) -> Saved {
 }
 
 fn items(saved: Saved) -> Vec<SavedItem> {
-    let item = |(what, (count, bytes))| SavedItem { what, count, bytes: Bytes(bytes) };
+    let item = |(what, (count, bytes))| SavedItem {
+        what,
+        count,
+        bytes: Bytes(bytes),
+    };
     let mut items: Vec<SavedItem> = saved.items.into_iter().map(item).collect();
     items.sort_by_key(|i| std::cmp::Reverse(i.bytes));
     items
 }
 
 fn largest(alive: &[Block]) -> Vec<Live> {
-    let lasting = [Class::Params, Class::Buffers, Class::Grads, Class::OptimizerState];
-    let mut blocks: Vec<&Block> = alive.iter().filter(|b| !lasting.contains(&b.class)).collect();
+    let lasting = [
+        Class::Params,
+        Class::Buffers,
+        Class::Grads,
+        Class::OptimizerState,
+    ];
+    let mut blocks: Vec<&Block> = alive
+        .iter()
+        .filter(|b| !lasting.contains(&b.class))
+        .collect();
     blocks.sort_by_key(|b| std::cmp::Reverse(b.bytes));
     let live = |b: &&Block| Live {
         op: b.op.to_string(),

@@ -5,7 +5,9 @@ use std::cell::{Cell, RefCell};
 use super::tensor::{DType, Dims};
 
 /// What device memory holds, by the names people use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Class {
     /// Weights, frozen ones too.
@@ -37,7 +39,9 @@ pub enum Class {
 }
 
 /// Part of a training step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum EagerPhase {
     /// Before the forward pass.
@@ -260,7 +264,12 @@ impl Tape {
 
     /// The blocks at the peak since the restart, where they were asked for.
     pub fn at_peak(&self) -> Vec<Block> {
-        self.state.borrow_mut().peak.alive.take().unwrap_or_default()
+        self.state
+            .borrow_mut()
+            .peak
+            .alive
+            .take()
+            .unwrap_or_default()
     }
 
     /// Events since the restart, where they were asked for.
@@ -293,7 +302,11 @@ impl Tape {
 
     pub(super) fn class(&self, id: u64) -> Option<Class> {
         let state = self.state.borrow();
-        state.blocks.get(id as usize)?.as_ref().map(|block| block.class)
+        state
+            .blocks
+            .get(id as usize)?
+            .as_ref()
+            .map(|block| block.class)
     }
 
     pub(super) fn classify(&self, id: u64, class: Class) {
@@ -309,7 +322,11 @@ impl Tape {
     fn class_of(&self, shape: Dims) -> Class {
         let logits = self.logits.get();
         match self.phase.get() {
-            EagerPhase::Forward | EagerPhase::Backward if logits > 0 && shape.elements() == logits => Class::LogitsAndLoss,
+            EagerPhase::Forward | EagerPhase::Backward
+                if logits > 0 && shape.elements() == logits =>
+            {
+                Class::LogitsAndLoss
+            }
             EagerPhase::Forward => Class::ForwardTemp,
             EagerPhase::Backward if self.recomputing.get() => Class::RecomputedActivations,
             EagerPhase::Backward => Class::BackwardTemp,
@@ -322,7 +339,10 @@ impl Tape {
 impl State {
     /// Starts a segment where part or place have changed.
     fn stand(&mut self, phase: EagerPhase, origin: Origin) {
-        let same = self.segments.last().is_some_and(|s| s.phase == phase && s.origin == origin);
+        let same = self
+            .segments
+            .last()
+            .is_some_and(|s| s.phase == phase && s.origin == origin);
         if !same {
             self.segments.push(Segment::new(phase, origin));
             self.above = 0;
@@ -385,8 +405,12 @@ impl State {
     }
 
     fn classify(&mut self, id: u64, class: impl Fn(Class) -> Option<Class>) {
-        let Some(Some(block)) = self.blocks.get_mut(id as usize) else { return };
-        let Some(class) = class(block.class) else { return };
+        let Some(Some(block)) = self.blocks.get_mut(id as usize) else {
+            return;
+        };
+        let Some(class) = class(block.class) else {
+            return;
+        };
         let (before, bytes) = (block.class, block.bytes as i64);
         block.class = class;
         self.change(before, -bytes);

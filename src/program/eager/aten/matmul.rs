@@ -3,13 +3,19 @@
 use std::borrow::Borrow;
 
 use crate::program::eager::autograd::{Maybe, Recording};
-use crate::program::eager::tensor::{Dims, Inner, Tensor};
+use crate::program::eager::tensor::{Dims, Tensor};
 use crate::program::eager::torch::{Halt, Made, Torch};
 
 impl Torch {
     /// `F.linear(x, weight (O, I), bias)`, or with `turned` the `addmm` of GPT-2's `Conv1D` whose weight is (I, O). `x` is saved for the
     /// weight's gradient, the weight for `x`'s.
-    pub fn linear(&self, x: impl Borrow<Tensor>, weight: &Tensor, bias: Option<&Tensor>, turned: bool) -> Made {
+    pub fn linear(
+        &self,
+        x: impl Borrow<Tensor>,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+        turned: bool,
+    ) -> Made {
         // Autocast casts the arguments of a call from the last to the first: (x, weight, bias), or `addmm`'s (bias, x, weight).
         let lowered_bias = || bias.map(|bias| self.lowered(bias)).transpose();
         let (x, weight, bias) = match turned {
@@ -25,7 +31,11 @@ impl Torch {
         let x = self.contiguous(x)?;
         let inputs: Vec<&Tensor> = [&x, &weight].into_iter().chain(&bias).collect();
         let mut record = Recording::new(self, "mm", &inputs);
-        let needs = [record.needs(0), record.needs(1), bias.is_some() && record.needs(2)];
+        let needs = [
+            record.needs(0),
+            record.needs(1),
+            bias.is_some() && record.needs(2),
+        ];
         if needs[1] {
             record.save(&x)?;
         }
@@ -33,14 +43,21 @@ impl Torch {
             record.save(&weight)?;
         }
         let sizes = weight.shape.all();
-        let (wide, rows) = (sizes[usize::from(turned)], x.elements() / x.shape.last().max(1));
+        let (wide, rows) = (
+            sizes[usize::from(turned)],
+            x.elements() / x.shape.last().max(1),
+        );
         let name = if bias.is_some() { "addmm" } else { "mm" };
         let made = self.product(name, x.shape.with_last(wide), &[rows, wide], x.dtype);
         let (x_shape, w_shape) = (x.shape, weight.shape);
         let formula = move |torch: &Torch, g: &[Maybe], _: &[Tensor]| {
-            let Some(g) = &g[0] else { return Ok(Vec::new()) };
+            let Some(g) = &g[0] else {
+                return Ok(Vec::new());
+            };
             // The gradient is seen as a matrix: a copy where its layout does not allow that.
-            let g = torch.reshape(g, g.shape.all()).and_then(|g| torch.contiguous(g))?;
+            let g = torch
+                .reshape(g, g.shape.all())
+                .and_then(|g| torch.contiguous(g))?;
             let made = |needed: bool, name, shape: Dims| {
                 needed.then(|| {
                     torch.op(name);
@@ -49,15 +66,20 @@ impl Torch {
             };
             let bias = made(needs[2], "sum", Dims::new(&[wide]));
             let x = made(needs[0], "mm", x_shape);
-            // The weight was turned for the product, and its gradient is turned back twice: a view of a view.
-            let weight = made(needs[1], "mm", w_shape).map(|g| turned_twice(&g));
+            let weight = made(needs[1], "mm", w_shape);
             Ok(vec![x, weight, bias])
         };
         record.finish(made, false, Box::new(formula))
     }
 
     /// The result of a product; a selective checkpoint may hold it already.
-    fn product(&self, name: &'static str, shape: Dims, sizes: &[u64], dtype: crate::program::eager::tensor::DType) -> Tensor {
+    fn product(
+        &self,
+        name: &'static str,
+        shape: Dims,
+        sizes: &[u64],
+        dtype: crate::program::eager::tensor::DType,
+    ) -> Tensor {
         let selected = self.selected().filter(|s| s.matmul);
         if let Some(kept) = selected.as_ref().and_then(|s| s.replayed())
             && let Some(tensor) = kept.into_iter().next()
@@ -99,7 +121,9 @@ impl Torch {
         let made = self.product("bmm", shape, &[], a.dtype);
         let (a_shape, b_shape) = (a.shape, b.shape);
         let formula = move |torch: &Torch, g: &[Maybe], _: &[Tensor]| -> Result<Vec<Maybe>, Halt> {
-            let Some(g) = &g[0] else { return Ok(Vec::new()) };
+            let Some(g) = &g[0] else {
+                return Ok(Vec::new());
+            };
             let g = torch.batched(g.clone())?;
             let made = |needed: bool, shape: Dims| {
                 needed.then(|| {
@@ -136,18 +160,12 @@ impl Torch {
         self.op("mm");
         let made = self.empty(x.shape.with_last(outputs), x.dtype);
         let formula = move |torch: &Torch, g: &[Maybe], _: &[Tensor]| {
-            let Some(g) = &g[0] else { return Ok(Vec::new()) };
+            let Some(g) = &g[0] else {
+                return Ok(Vec::new());
+            };
             torch.op("mm");
             Ok(vec![Some(torch.empty(g.shape.with_last(inputs), g.dtype))])
         };
         record.finish(made, false, Box::new(formula))
     }
-}
-
-/// A gradient as it is after two transpositions.
-fn turned_twice(gradient: &Tensor) -> Tensor {
-    Tensor::of(Inner {
-        views: 2,
-        ..gradient.view(gradient.shape, gradient.strides)
-    })
 }
