@@ -3,7 +3,8 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use super::autograd::{self, Formula, Recording};
+use super::autograd::{self, Formula};
+use super::recording::Recording;
 use super::tensor::Tensor;
 use super::torch::{Halt, Torch};
 

@@ -246,22 +246,3 @@ impl Record {
         self.start.iter().copied().chain(nets).sum()
     }
 }
-
-impl Class {
-    /// All classes, in their order.
-    pub const ALL: [Class; CLASSES] = [
-        Class::Params,
-        Class::Buffers,
-        Class::Grads,
-        Class::OptimizerState,
-        Class::Inputs,
-        Class::AutocastWeightCopies,
-        Class::SavedActivations,
-        Class::LogitsAndLoss,
-        Class::RecomputedActivations,
-        Class::BackwardTemp,
-        Class::ForwardTemp,
-        Class::OptimizerTemp,
-        Class::Other,
-    ];
-}

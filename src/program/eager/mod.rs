@@ -4,10 +4,12 @@
 pub mod aten;
 pub mod autograd;
 pub mod checkpoint;
+pub mod class;
 pub mod family;
 pub mod fold;
 pub mod nn;
 pub mod optimizer;
+pub mod recording;
 pub mod step;
 pub mod tape;
 pub mod tensor;

@@ -2,8 +2,9 @@
 
 use std::borrow::Borrow;
 
-use crate::program::eager::autograd::{Maybe, Recording};
-use crate::program::eager::tensor::{Dims, Tensor};
+use crate::program::eager::autograd::Maybe;
+use crate::program::eager::recording::Recording;
+use crate::program::eager::tensor::{DType, Dims, Tensor};
 use crate::program::eager::torch::{Halt, Made, Torch};
 
 impl Torch {
@@ -16,18 +17,7 @@ impl Torch {
         bias: Option<&Tensor>,
         turned: bool,
     ) -> Made {
-        // Autocast casts the arguments of a call from the last to the first: (x, weight, bias), or `addmm`'s (bias, x, weight).
-        let lowered_bias = || bias.map(|bias| self.lowered(bias)).transpose();
-        let (x, weight, bias) = match turned {
-            false => {
-                let (bias, weight) = (lowered_bias()?, self.lowered(weight)?);
-                (self.lowered(x.borrow())?, weight, bias)
-            }
-            true => {
-                let weight = self.lowered(weight)?;
-                (self.lowered(x.borrow())?, weight, lowered_bias()?)
-            }
-        };
+        let (x, weight, bias) = self.lowered_arguments(x.borrow(), weight, bias, turned)?;
         let x = self.contiguous(x)?;
         let inputs: Vec<&Tensor> = [&x, &weight].into_iter().chain(&bias).collect();
         let mut record = Recording::new(self, "mm", &inputs);
@@ -42,13 +32,9 @@ impl Torch {
         if needs[0] {
             record.save(&weight)?;
         }
-        let sizes = weight.shape.all();
-        let (wide, rows) = (
-            sizes[usize::from(turned)],
-            x.elements() / x.shape.last().max(1),
-        );
+        let wide = weight.shape.all()[usize::from(turned)];
         let name = if bias.is_some() { "addmm" } else { "mm" };
-        let made = self.product(name, x.shape.with_last(wide), &[rows, wide], x.dtype);
+        let made = self.product(name, x.shape.with_last(wide), x.dtype);
         let (x_shape, w_shape) = (x.shape, weight.shape);
         let formula = move |torch: &Torch, g: &[Maybe], _: &[Tensor]| {
             let Some(g) = &g[0] else {
@@ -72,14 +58,26 @@ impl Torch {
         record.finish(made, false, Box::new(formula))
     }
 
-    /// The result of a product; a selective checkpoint may hold it already.
-    fn product(
+    /// Input, weight and bias in autocast's type. Arguments are cast from the last to the first: of (x, weight, bias), or of `addmm`'s (bias, x,
+    /// weight).
+    fn lowered_arguments(
         &self,
-        name: &'static str,
-        shape: Dims,
-        sizes: &[u64],
-        dtype: crate::program::eager::tensor::DType,
-    ) -> Tensor {
+        x: &Tensor,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+        turned: bool,
+    ) -> Result<(Tensor, Tensor, Maybe), Halt> {
+        let lowered_bias = || bias.map(|bias| self.lowered(bias)).transpose();
+        if turned {
+            let weight = self.lowered(weight)?;
+            return Ok((self.lowered(x)?, weight, lowered_bias()?));
+        }
+        let (bias, weight) = (lowered_bias()?, self.lowered(weight)?);
+        Ok((self.lowered(x)?, weight, bias))
+    }
+
+    /// The result of a product; a selective checkpoint may hold it already.
+    fn product(&self, name: &'static str, shape: Dims, dtype: DType) -> Tensor {
         let selected = self.selected().filter(|s| s.matmul);
         if let Some(kept) = selected.as_ref().and_then(|s| s.replayed())
             && let Some(tensor) = kept.into_iter().next()
@@ -87,7 +85,6 @@ impl Torch {
             return tensor;
         }
         self.op(name);
-        let _ = sizes;
         let made = self.empty(shape, dtype);
         if let Some(selected) = selected {
             self.keep(&made);
@@ -118,7 +115,7 @@ impl Torch {
             record.save(&b)?;
         }
         let shape = a.shape.with_last(b.shape.last());
-        let made = self.product("bmm", shape, &[], a.dtype);
+        let made = self.product("bmm", shape, a.dtype);
         let (a_shape, b_shape) = (a.shape, b.shape);
         let formula = move |torch: &Torch, g: &[Maybe], _: &[Tensor]| -> Result<Vec<Maybe>, Halt> {
             let Some(g) = &g[0] else {

@@ -2,7 +2,7 @@
 
 use std::borrow::Borrow;
 
-use crate::program::eager::autograd::Recording;
+use crate::program::eager::recording::Recording;
 use crate::program::eager::tensor::{DType, Dims, Inner, Tensor};
 use crate::program::eager::torch::{Halt, Made, Torch};
 
