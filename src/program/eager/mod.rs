@@ -110,14 +110,37 @@ pub fn explain(spec: &ModelSpec, options: &TorchOptions) -> Result<Prediction> {
     })
 }
 
-/// A run of two steps.
+/// A run of two steps, of which the second is told.
 struct Run {
     outline: fold::Outline,
     saved: Saved,
     alive: Vec<Block>,
 }
 
+/// The first step only leaves state behind, which can be made without it where every parameter has a gradient and no outputs are kept.
 fn run(spec: &ModelSpec, options: &TorchOptions, detailed: bool) -> Result<Run> {
+    if !detailed
+        && !options.keep_outputs
+        && let Some(run) = run_from(spec, options, detailed, true)?
+    {
+        return Ok(run);
+    }
+    let run = run_from(spec, options, detailed, false)?;
+    run.ok_or_else(|| halted(spec, torch::Halt::Lost))
+}
+
+fn halted(spec: &ModelSpec, halt: torch::Halt) -> Error {
+    let why = format!("the interpreter halted: {halt:?}");
+    Error::value("job", &spec.name, why, "report it")
+}
+
+/// The run from a first step, or `primed`; none where that took too much for granted.
+fn run_from(
+    spec: &ModelSpec,
+    options: &TorchOptions,
+    detailed: bool,
+    primed: bool,
+) -> Result<Option<Run>> {
     let torch = torch::Torch::default();
     let tape = torch.tape();
     tape.logits_have(options.batch * options.seq * spec.vocab);
@@ -131,20 +154,19 @@ fn run(spec: &ModelSpec, options: &TorchOptions, detailed: bool) -> Result<Run> 
     let model = family::build(&builder, spec, options);
     let trained = builder.trained.into_inner();
     let trainer = step::Trainer::new(&torch, spec, options, model, trained);
-    let halted = |halt| {
-        Error::value(
-            "job",
-            &spec.name,
-            format!("the interpreter halted: {halt:?}"),
-            "report it",
-        )
-    };
-    trainer.step(|| ()).map_err(halted)?;
+    let halted = |halt| halted(spec, halt);
+    match primed {
+        true => trainer.prime(),
+        false => trainer.step(|| ()).map_err(halted)?,
+    }
     let start = tape.restart(detailed, false);
     let mut saved = Saved::default();
     trainer
         .step(|| saved = at_end_of_forward(tape, spec.layers, detailed))
         .map_err(halted)?;
+    if primed && !trainer.is_all_reached() {
+        return Ok(None);
+    }
     let outline = fold::Outline {
         record: tape::Record {
             start,
@@ -153,11 +175,11 @@ fn run(spec: &ModelSpec, options: &TorchOptions, detailed: bool) -> Result<Run> 
         saved: saved.all as i64,
         saved_layers: saved.layers.clone(),
     };
-    Ok(Run {
+    Ok(Some(Run {
         outline,
         saved,
         alive: tape.at_peak(),
-    })
+    }))
 }
 
 fn prediction(outline: &fold::Outline) -> Prediction {

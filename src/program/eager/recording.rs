@@ -76,6 +76,7 @@ impl<'t> Recording<'t> {
             name: self.name,
             outputs: RefCell::new(outputs),
             next: self.edges,
+            pending: RefCell::default(),
             saved: RefCell::new(self.saved),
             origin: self.torch.origin(),
             formula,

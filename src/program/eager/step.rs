@@ -71,6 +71,37 @@ impl<'a> Trainer<'a> {
         }
     }
 
+    /// Leaves the job as after a step in which every parameter had a gradient: optimizer state is made, gradients are kept where they are kept.
+    /// Kept outputs are not made.
+    pub fn prime(&self) {
+        let leaves = leaves(&self.trained);
+        for leaf in &leaves {
+            let gradient = self.torch.plain("grad", leaf.shape.all(), leaf.dtype);
+            if let Some(storage) = &gradient.storage {
+                storage.is(Class::Grads);
+            }
+            *leaf.grad.borrow_mut() = Some(gradient);
+        }
+        match &self.optimizer {
+            Some(optimizer) => {
+                optimizer.step(self.torch, &leaves);
+                if self.options.set_to_none {
+                    leaves.into_iter().for_each(forget);
+                }
+            }
+            None => leaves.into_iter().for_each(|leaf| {
+                if let Some(hook) = &*leaf.hook.borrow() {
+                    hook(self.torch, leaf);
+                }
+            }),
+        }
+    }
+
+    /// Whether every parameter has had a gradient, as [`Trainer::prime`] takes for granted.
+    pub fn is_all_reached(&self) -> bool {
+        leaves(&self.trained).iter().all(|leaf| leaf.reached.get())
+    }
+
     /// One step; `seen` is told of the moment at which the last forward pass has returned.
     ///
     /// # Errors

@@ -206,6 +206,7 @@ impl Torch {
             shape: tensor.shape,
             dtype: tensor.dtype,
             grad: RefCell::new(None),
+            reached: Cell::new(false),
             hook: RefCell::new(None),
         };
         Tensor::of(Inner {
