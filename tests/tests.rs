@@ -17,10 +17,12 @@ mod derivatives;
 mod devices;
 mod eager_fold;
 mod eager_optimizer;
+mod estimate;
 mod families;
 mod job;
 mod models;
 mod torch_options;
+mod trainers;
 
 mod agreement;
 

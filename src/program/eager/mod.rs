@@ -8,6 +8,7 @@ pub mod family;
 pub mod fold;
 pub mod nn;
 pub mod optimizer;
+pub mod requests;
 pub mod step;
 pub mod tape;
 pub mod tensor;
@@ -108,6 +109,25 @@ pub fn explain(spec: &ModelSpec, options: &TorchOptions) -> Result<Prediction> {
     })
 }
 
+/// The job with its model and optimizer, before its first step.
+fn trainer<'t>(torch: &'t torch::Torch, spec: &'t ModelSpec, options: &'t TorchOptions) -> step::Trainer<'t> {
+    torch.tape().logits_have(options.batch * options.seq * spec.vocab);
+    let builder = nn::Builder {
+        torch,
+        dtype: step::dtype(options.param_dtype),
+        lora: options.lora.as_ref(),
+        quant: options.quant.as_ref(),
+        trained: RefCell::default(),
+    };
+    let model = family::build(&builder, spec, options);
+    let trained = builder.trained.into_inner();
+    step::Trainer::new(torch, spec, options, model, trained)
+}
+
+fn halted(spec: &ModelSpec, halt: torch::Halt) -> Error {
+    Error::value("job", &spec.name, format!("the interpreter halted: {halt:?}"), "report it")
+}
+
 /// A run of two steps.
 struct Run {
     outline: fold::Outline,
@@ -118,18 +138,8 @@ struct Run {
 fn run(spec: &ModelSpec, options: &TorchOptions, detailed: bool) -> Result<Run> {
     let torch = torch::Torch::default();
     let tape = torch.tape();
-    tape.logits_have(options.batch * options.seq * spec.vocab);
-    let builder = nn::Builder {
-        torch: &torch,
-        dtype: step::dtype(options.param_dtype),
-        lora: options.lora.as_ref(),
-        quant: options.quant.as_ref(),
-        trained: RefCell::default(),
-    };
-    let model = family::build(&builder, spec, options);
-    let trained = builder.trained.into_inner();
-    let trainer = step::Trainer::new(&torch, spec, options, model, trained);
-    let halted = |halt| Error::value("job", &spec.name, format!("the interpreter halted: {halt:?}"), "report it");
+    let trainer = trainer(&torch, spec, options);
+    let halted = |halt| halted(spec, halt);
     trainer.step(|| ()).map_err(halted)?;
     let start = tape.restart(detailed, false);
     let mut saved = Saved::default();
