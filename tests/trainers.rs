@@ -15,7 +15,10 @@ fn names(notes: &[Note]) -> Vec<&str> {
 #[test]
 fn training_arguments_are_read() {
     let file = file("training_arguments.json");
-    assert_eq!((file.kind, file.model.clone()), (Kind::TrainingArguments, None));
+    assert_eq!(
+        (file.kind, file.model.clone()),
+        (Kind::TrainingArguments, None)
+    );
     let expected = json!({
         "batch": 2, "grad_accum": 8, "seq": 512, "autocast": "bf16", "checkpointing": "full",
         "optimizer": "adamw", "optimizer_impl": "fused", "clip_grad_norm": 1.0,
@@ -23,7 +26,11 @@ fn training_arguments_are_read() {
     assert_eq!(Value::Object(file.options), expected);
     assert_eq!(names(&file.cannot), ["deepspeed"]);
     let ignored = names(&file.ignored);
-    assert!(ignored.contains(&"learning_rate") && ignored.contains(&"torch_compile") && ignored.contains(&"fsdp"));
+    assert!(
+        ignored.contains(&"learning_rate")
+            && ignored.contains(&"torch_compile")
+            && ignored.contains(&"fsdp")
+    );
 }
 
 #[test]
@@ -39,10 +46,20 @@ fn a_file_of_llama_factory_is_read_with_its_own_defaults() {
     assert_eq!(Value::Object(file.options), expected);
     assert_eq!(names(&file.cannot), ["enable_liger_kernel"]);
     let assumed = names(&file.assumed);
-    assert!(assumed.contains(&"disable_gradient_checkpointing") && assumed.contains(&"flash_attn"), "{assumed:?}");
-    let full = trainer::parse("full", "finetuning_type: full\nstage: sft\nbf16: true\ndisable_gradient_checkpointing: true").unwrap();
+    assert!(
+        assumed.contains(&"disable_gradient_checkpointing") && assumed.contains(&"flash_attn"),
+        "{assumed:?}"
+    );
+    let full = trainer::parse(
+        "full",
+        "finetuning_type: full\nstage: sft\nbf16: true\ndisable_gradient_checkpointing: true",
+    )
+    .unwrap();
     let option = |key: &str| full.options.get(key).cloned().unwrap_or_default();
-    assert_eq!((option("param_dtype"), option("checkpointing")), (json!("fp32"), json!("none")));
+    assert_eq!(
+        (option("param_dtype"), option("checkpointing")),
+        (json!("fp32"), json!("none"))
+    );
     assert!(!full.options.contains_key("lora") && names(&full.assumed) == ["cutoff_len"]);
 }
 
@@ -59,7 +76,11 @@ fn a_file_of_axolotl_is_read() {
     assert_eq!(Value::Object(file.options), expected);
     assert!(file.cannot.is_empty(), "{:?}", file.cannot);
     for field in ["optimizer", "bf16", "flash_attention", "sample_packing"] {
-        assert!(names(&file.assumed).contains(&field), "{field}: {:?}", file.assumed);
+        assert!(
+            names(&file.assumed).contains(&field),
+            "{field}: {:?}",
+            file.assumed
+        );
     }
 }
 
@@ -69,14 +90,34 @@ fn what_cannot_be_honoured_is_named() {
     let file = trainer::parse("a.yml", text).unwrap();
     let mut cannot = names(&file.cannot);
     cannot.sort_unstable();
-    assert_eq!(cannot, ["deepspeed", "fsdp", "load_in_8bit", "optimizer", "torch_compile"]);
+    assert_eq!(
+        cannot,
+        [
+            "deepspeed",
+            "fsdp",
+            "load_in_8bit",
+            "optimizer",
+            "torch_compile"
+        ]
+    );
 }
 
 #[test]
 fn bad_files_are_refused_by_name_and_field() {
     let nested = format!("a: {}1{}", "[".repeat(100_000), "]".repeat(100_000));
     let bomb = "a: &a [1,1,1,1,1,1,1,1,1]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b]\nd: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c]\ne: &e [*d,*d,*d,*d,*d,*d,*d,*d,*d]\nf: &f [*e,*e,*e,*e,*e,*e,*e,*e,*e]\ng: &g [*f,*f,*f,*f,*f,*f,*f,*f,*f]";
-    for text in ["", "[1, 2]", "hello", "{", "a: b: c", "{\"a\": 1}", "\u{0}", "? [1]\n: 2", &nested, bomb] {
+    for text in [
+        "",
+        "[1, 2]",
+        "hello",
+        "{",
+        "a: b: c",
+        "{\"a\": 1}",
+        "\u{0}",
+        "? [1]\n: 2",
+        &nested,
+        bomb,
+    ] {
         let error = trainer::parse("file.yml", text).unwrap_err().to_string();
         assert!(error.starts_with("file.yml: "), "{error}");
     }
@@ -88,7 +129,9 @@ fn bad_files_are_refused_by_name_and_field() {
         ("max_grad_norm", "{}"),
         ("gradient_checkpointing_kwargs", "7"),
     ] {
-        let error = trainer::parse("f", &format!("{field}: {value}")).unwrap_err().to_string();
+        let error = trainer::parse("f", &format!("{field}: {value}"))
+            .unwrap_err()
+            .to_string();
         assert!(error.contains(field), "{error}");
     }
 }

@@ -39,13 +39,22 @@ pub fn estimate(args: &Args) -> Result<Answer> {
     let mut file = args.trainer.as_deref().map(open).transpose()?;
     let model = model(args, file.as_ref())?;
     let device = args.gpu.as_deref().map(device::find).transpose()?;
-    let mut given = file.as_mut().map(|f| std::mem::take(&mut f.options)).unwrap_or_default();
+    let mut given = file
+        .as_mut()
+        .map(|f| std::mem::take(&mut f.options))
+        .unwrap_or_default();
     merge(&mut given, TorchOptions::pairs(&args.torch.join(","))?);
     let (options, usual) = settled(&model, given)?;
     let answer = pytorch::answer(&model, &options, device.as_ref())?;
-    let largest = device.as_ref().map(|device| pytorch::largest(&model, &options, device));
+    let largest = device
+        .as_ref()
+        .map(|device| pytorch::largest(&model, &options, device));
     let file = file.as_ref();
-    let assumed: Vec<Note> = file.into_iter().flat_map(|f| f.assumed.clone()).chain(usual).collect();
+    let assumed: Vec<Note> = file
+        .into_iter()
+        .flat_map(|f| f.assumed.clone())
+        .chain(usual)
+        .collect();
     let page = Page {
         model: &model,
         options: &options,

@@ -80,7 +80,7 @@ fn verdict(page: &Page) -> String {
     let error = 100.0 * band.error;
     let between = format!("the process takes {} to {}", band.least, band.most);
     let earned = format!(
-        "(±{error} % of the prediction, from nothing cached by the allocator to all of it, and the span of contexts)"
+        "(±{error} %, earned on traced jobs, published ones are further off; nothing to all cached by the allocator; the span of contexts)"
     );
     let has = answer.budget.map(|b| format!("; the device has {b}"));
     let said = format!("{between}{} {earned}", has.unwrap_or_default());
@@ -139,9 +139,30 @@ fn counters(answer: &Answer) -> String {
     let mut table = Table::new(&columns).heads(&["counter", "shows", "with"]);
     let live = answer.prediction.peak;
     let rows = [
-        ("max_memory_allocated", shown.allocated, format!("workspaces of cuBLAS: {}", shown.allocated.saturating_sub(live))),
-        ("max_memory_reserved", shown.reserved, format!("rounded and cached by the allocator: {}", shown.reserved.saturating_sub(shown.allocated))),
-        ("nvidia-smi", shown.process, format!("the process's context: {}", shown.process.saturating_sub(shown.reserved))),
+        (
+            "max_memory_allocated",
+            shown.allocated,
+            format!(
+                "workspaces of cuBLAS: {}",
+                shown.allocated.saturating_sub(live)
+            ),
+        ),
+        (
+            "max_memory_reserved",
+            shown.reserved,
+            format!(
+                "rounded and cached by the allocator: {}",
+                shown.reserved.saturating_sub(shown.allocated)
+            ),
+        ),
+        (
+            "nvidia-smi",
+            shown.process,
+            format!(
+                "the process's context: {}",
+                shown.process.saturating_sub(shown.reserved)
+            ),
+        ),
     ];
     for (name, bytes, with) in rows {
         table.row(vec![name.into(), bytes.to_string(), with]);
@@ -152,9 +173,18 @@ fn counters(answer: &Answer) -> String {
 fn notes(page: &Page) -> String {
     let short = |note: &Note| format!("{} {}", note.field, plain(&note.value));
     let mut text = String::new();
-    let usual: Vec<String> = page.assumed.iter().filter(|n| n.why == DEFAULT).map(short).collect();
+    let usual: Vec<String> = page
+        .assumed
+        .iter()
+        .filter(|n| n.why == DEFAULT)
+        .map(short)
+        .collect();
     if !usual.is_empty() {
-        text += &labelled("assumed", &format!("{DEFAULT}: {}", usual.join(", ")), LABEL);
+        text += &labelled(
+            "assumed",
+            &format!("{DEFAULT}: {}", usual.join(", ")),
+            LABEL,
+        );
     }
     for note in page.assumed.iter().filter(|note| note.why != DEFAULT) {
         text += &labelled("assumed", &format!("{}: {}", short(note), note.why), LABEL);
@@ -162,7 +192,11 @@ fn notes(page: &Page) -> String {
     for note in page.cannot {
         text += &labelled("CANNOT", &format!("{}: {}", short(note), note.why), LABEL);
     }
-    let passed: Vec<&str> = page.ignored.iter().map(|note| note.field.as_str()).collect();
+    let passed: Vec<&str> = page
+        .ignored
+        .iter()
+        .map(|note| note.field.as_str())
+        .collect();
     if !passed.is_empty() {
         text += &labelled("ignored", &passed.join(", "), LABEL);
     }
@@ -174,7 +208,9 @@ pub const DEFAULT: &str = "the Trainer's default";
 
 /// A value as one would type it, cut where it is long.
 fn plain(value: &Value) -> String {
-    let text = value.as_str().map_or_else(|| value.to_string(), str::to_string);
+    let text = value
+        .as_str()
+        .map_or_else(|| value.to_string(), str::to_string);
     match text.chars().count() {
         0..=60 => text,
         _ => format!("{}…", text.chars().take(60).collect::<String>()),

@@ -22,14 +22,20 @@ pub fn replayed(spec: &ModelSpec, options: &TorchOptions, beside: &[Bytes]) -> R
         trainer.step(|| ()).map_err(|halt| halted(spec, halt))?;
     }
     let mut events: Vec<Event> = tape.take_events().into_iter().map(event).collect();
-    let kept = (0u32..).zip(beside).map(|(at, bytes)| Event::Alloc { id: u32::MAX - at, bytes: *bytes });
+    let kept = (0u32..).zip(beside).map(|(at, bytes)| Event::Alloc {
+        id: u32::MAX - at,
+        bytes: *bytes,
+    });
     events.splice(loaded..loaded, kept);
     replay(&AllocatorConfig::default(), None, events)
 }
 
 fn event(of: tape::Event) -> Event {
     match of {
-        tape::Event::Alloc { id, bytes } => Event::Alloc { id: id as u32, bytes: Bytes(bytes) },
+        tape::Event::Alloc { id, bytes } => Event::Alloc {
+            id: id as u32,
+            bytes: Bytes(bytes),
+        },
         tape::Event::Free { id } => Event::Free { id: id as u32 },
     }
 }

@@ -51,30 +51,54 @@ fn numbers(fields: &mut Fields) -> Result<()> {
 
 /// `gradient_checkpointing` may be a word: `offload` moves what is kept to the host.
 fn recompute(fields: &mut Fields) -> Result<()> {
-    let word = fields.left.get("gradient_checkpointing").map(word_of).unwrap_or_default();
+    let word = fields
+        .left
+        .get("gradient_checkpointing")
+        .map(word_of)
+        .unwrap_or_default();
     if word.starts_with("offload") {
-        fields.left.insert("gradient_checkpointing".into(), json!(true));
-        fields.refuse("gradient_checkpointing", word, "predicted with what is kept on the GPU");
+        fields
+            .left
+            .insert("gradient_checkpointing".into(), json!(true));
+        fields.refuse(
+            "gradient_checkpointing",
+            word,
+            "predicted with what is kept on the GPU",
+        );
     }
     trainer::checkpointing(fields, "full_reentrant")
 }
 
 fn attention(fields: &mut Fields) -> Result<()> {
     trainer::attention(fields, &["attn_implementation"])?;
-    for key in ["flash_attention", "xformers_attention", "sdp_attention", "flex_attention", "eager_attention"] {
+    for key in [
+        "flash_attention",
+        "xformers_attention",
+        "sdp_attention",
+        "flex_attention",
+        "eager_attention",
+    ] {
         if fields.truth(key)? != Some(true) {
             continue;
         }
         let eager = key == "eager_attention";
         fields.set("attn", if eager { "eager" } else { "sdpa" });
         if !eager && key != "sdp_attention" {
-            fields.assume(key, true, "taken as SDPA, whose flash kernel keeps the same tensors");
+            fields.assume(
+                key,
+                true,
+                "taken as SDPA, whose flash kernel keeps the same tensors",
+            );
         }
     }
     let packing = fields.truth("sample_packing")?;
     let padded = fields.truth("pad_to_sequence_len")?;
     if let Some(on) = packing.or(padded) {
-        fields.assume("sample_packing", on, "every row is taken to be `sequence_len` long");
+        fields.assume(
+            "sample_packing",
+            on,
+            "every row is taken to be `sequence_len` long",
+        );
     }
     Ok(())
 }
@@ -85,7 +109,11 @@ fn adapters(fields: &mut Fields) -> Result<()> {
     match kind.as_deref() {
         None | Some("") => {
             if four {
-                fields.refuse("load_in_4bit", true, "weights in 4 bits are trained through an adapter only");
+                fields.refuse(
+                    "load_in_4bit",
+                    true,
+                    "weights in 4 bits are trained through an adapter only",
+                );
             }
             return trainer::whole_base(fields);
         }

@@ -20,7 +20,10 @@ const CANNOT: [(&str, &str); 22] = [
     ("parallelism_config", "predicted on one GPU"),
     ("torch_compile", "predicted without torch.compile"),
     ("use_liger_kernel", "predicted with the model's own kernels"),
-    ("enable_liger_kernel", "predicted with the model's own kernels"),
+    (
+        "enable_liger_kernel",
+        "predicted with the model's own kernels",
+    ),
     ("liger_", "predicted with the model's own kernels"),
     ("use_unsloth", "predicted with the model's own kernels"),
     ("unsloth", "predicted with the model's own kernels"),
@@ -30,7 +33,10 @@ const CANNOT: [(&str, &str); 22] = [
     ("use_dora", "predicted as plain LoRA"),
     ("fp8", "predicted without float8"),
     ("auto_find_batch_size", "predicted with the batch as given"),
-    ("neftune_noise_alpha", "predicted without noise on the embeddings"),
+    (
+        "neftune_noise_alpha",
+        "predicted without noise on the embeddings",
+    ),
 ];
 
 /// The fields that are left, and what became of the others.
@@ -60,7 +66,9 @@ impl Fields {
     /// The first of several names of a field.
     pub(super) fn first(&mut self, keys: &[&'static str]) -> Option<(&'static str, Value)> {
         let found: Vec<_> = keys.iter().map(|key| (*key, self.take(key))).collect();
-        found.into_iter().find_map(|(key, value)| Some((key, value?)))
+        found
+            .into_iter()
+            .find_map(|(key, value)| Some((key, value?)))
     }
 
     /// A truth value; YAML 1.1's words are understood, and `auto` is yes.
@@ -75,7 +83,12 @@ impl Fields {
                 self.assume(key, true, "`auto` is yes where the GPU can");
                 Ok(Some(true))
             }
-            _ => Err(wrong(key, &value, "expected a truth value", "give true or false")),
+            _ => Err(wrong(
+                key,
+                &value,
+                "expected a truth value",
+                "give true or false",
+            )),
         }
     }
 
@@ -84,9 +97,18 @@ impl Fields {
         let Some((key, value)) = self.first(keys) else {
             return Ok(None);
         };
-        let whole = |number: f64| (number.fract() == 0.0 && (0.0..9e15).contains(&number)).then_some(number as u64);
+        let whole = |number: f64| {
+            (number.fract() == 0.0 && (0.0..9e15).contains(&number)).then_some(number as u64)
+        };
         let read = value.as_u64().or_else(|| number_of(&value).and_then(whole));
-        let bad = || wrong(key, &value, "expected a whole number", "give a number such as 8");
+        let bad = || {
+            wrong(
+                key,
+                &value,
+                "expected a whole number",
+                "give a number such as 8",
+            )
+        };
         read.map(Some).ok_or_else(bad)
     }
 
@@ -95,7 +117,14 @@ impl Fields {
         let Some((key, value)) = self.first(keys) else {
             return Ok(None);
         };
-        let bad = || wrong(key, &value, "expected a number", "give a number such as 0.05");
+        let bad = || {
+            wrong(
+                key,
+                &value,
+                "expected a number",
+                "give a number such as 0.05",
+            )
+        };
         number_of(&value).map(Some).ok_or_else(bad)
     }
 
@@ -105,7 +134,9 @@ impl Fields {
             return Ok(None);
         };
         match value {
-            Value::Array(_) | Value::Object(_) => Err(wrong(key, &value, "expected a word", "give its name")),
+            Value::Array(_) | Value::Object(_) => {
+                Err(wrong(key, &value, "expected a word", "give its name"))
+            }
             _ => Ok(Some((key, word_of(&value).to_lowercase()))),
         }
     }
@@ -120,13 +151,26 @@ impl Fields {
             Value::Array(all) => all.iter().map(|v| v.as_str().map(str::to_string)).collect(),
             _ => None,
         };
-        let bad = || wrong(key, &value, "expected names of modules", "give a list such as [q_proj, v_proj]");
+        let bad = || {
+            wrong(
+                key,
+                &value,
+                "expected names of modules",
+                "give a list such as [q_proj, v_proj]",
+            )
+        };
         let names = names.ok_or_else(bad)?;
         let whole = |name: String| match name.as_str() {
             "all" => "all-linear".to_string(),
             _ => name,
         };
-        Ok(Some(names.into_iter().filter(|n| !n.is_empty()).map(whole).collect()))
+        Ok(Some(
+            names
+                .into_iter()
+                .filter(|n| !n.is_empty())
+                .map(whole)
+                .collect(),
+        ))
     }
 
     /// The value of an option; a dot leads into `lora` or `quant`.
@@ -163,7 +207,11 @@ impl Fields {
             let known = CANNOT.iter().find(|(start, _)| field.starts_with(start));
             match known.filter(|_| !is_off(&value)) {
                 Some((_, why)) => self.cannot.push(note(&field, value, why)),
-                None => self.ignored.push(note(&field, value, "not read: not known to change what a step takes")),
+                None => self.ignored.push(note(
+                    &field,
+                    value,
+                    "not read: not known to change what a step takes",
+                )),
             }
         }
     }
@@ -181,7 +229,9 @@ fn note(field: &str, value: Value, why: impl Display) -> Note {
 fn is_off(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,
-        Value::String(text) => ["", "false", "no", "off", "none"].contains(&text.trim().to_lowercase().as_str()),
+        Value::String(text) => {
+            ["", "false", "no", "off", "none"].contains(&text.trim().to_lowercase().as_str())
+        }
         Value::Array(all) => all.is_empty(),
         Value::Object(map) => map.values().all(is_off),
         Value::Number(number) => number.as_f64().is_some_and(|n| n <= 1.0),
@@ -199,7 +249,9 @@ pub(super) fn word_of(value: &Value) -> String {
 
 /// A number, or a text that is one (`1e-4` is a text to YAML 1.1).
 fn number_of(value: &Value) -> Option<f64> {
-    let read = value.as_f64().or_else(|| value.as_str()?.trim().parse().ok());
+    let read = value
+        .as_f64()
+        .or_else(|| value.as_str()?.trim().parse().ok());
     read.filter(|number| number.is_finite())
 }
 

@@ -47,7 +47,11 @@ fn stage(fields: &mut Fields) -> Result<()> {
     if let Some((key, word)) = fields.word(&["stage"])?
         && !["sft", "pt"].contains(&word.as_str())
     {
-        fields.refuse(key, word, "predicted as supervised fine-tuning: one model, one forward pass");
+        fields.refuse(
+            key,
+            word,
+            "predicted as supervised fine-tuning: one model, one forward pass",
+        );
     }
     Ok(())
 }
@@ -60,7 +64,11 @@ fn finetuning(fields: &mut Fields) -> Result<bool> {
         Some("lora") => {}
         None => fields.assume("finetuning_type", "lora", "LLaMA-Factory's default"),
         Some(other) => {
-            fields.refuse("finetuning_type", other, "predicted with every weight trained");
+            fields.refuse(
+                "finetuning_type",
+                other,
+                "predicted with every weight trained",
+            );
             return Ok(false);
         }
     }
@@ -68,7 +76,10 @@ fn finetuning(fields: &mut Fields) -> Result<bool> {
     fields.set("lora.r", RANK);
     fields.set("lora.targets", json!(["all-linear"]));
     let ranked = fields.left.contains_key("lora_rank");
-    let (scaled, targeted) = (fields.left.contains_key("lora_alpha"), fields.left.contains_key("lora_target"));
+    let (scaled, targeted) = (
+        fields.left.contains_key("lora_alpha"),
+        fields.left.contains_key("lora_target"),
+    );
     trainer::adapter(fields, &["lora_target"])?;
     if !ranked {
         fields.assume("lora_rank", RANK, "LLaMA-Factory's default");
@@ -89,7 +100,11 @@ fn recompute(fields: &mut Fields) -> Result<()> {
     let reentrant = fields.truth("use_reentrant_gc")?;
     trainer::checkpointing(fields, "full_reentrant")?;
     if off.is_none() {
-        fields.assume("disable_gradient_checkpointing", false, "LLaMA-Factory's default: layers are computed again");
+        fields.assume(
+            "disable_gradient_checkpointing",
+            false,
+            "LLaMA-Factory's default: layers are computed again",
+        );
     }
     let kind = match (off, reentrant) {
         (Some(true), _) => "none",
@@ -108,7 +123,11 @@ fn bits(fields: &mut Fields) -> Result<()> {
             trainer::four_bits(fields)
         }
         Some(bits) => {
-            fields.refuse("quantization_bit", bits, "predicted with the base in its own type");
+            fields.refuse(
+                "quantization_bit",
+                bits,
+                "predicted with the base in its own type",
+            );
             Ok(())
         }
         None => Ok(()),

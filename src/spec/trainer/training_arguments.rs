@@ -93,7 +93,12 @@ pub(super) fn checkpointing(fields: &mut Fields, usual: &'static str) -> Result<
         None => None,
         Some(other) => {
             let next = "give an object such as {\"use_reentrant\": false}";
-            return Err(wrong("gradient_checkpointing_kwargs", other, "expected an object", next));
+            return Err(wrong(
+                "gradient_checkpointing_kwargs",
+                other,
+                "expected an object",
+                next,
+            ));
         }
     };
     match (on, said) {
@@ -102,7 +107,11 @@ pub(super) fn checkpointing(fields: &mut Fields, usual: &'static str) -> Result<
         (Some(true), Some(true)) => fields.set("checkpointing", "full_reentrant"),
         (Some(true), Some(false)) => fields.set("checkpointing", "full"),
         (Some(true), None) => {
-            fields.assume("gradient_checkpointing_kwargs.use_reentrant", usual == "full_reentrant", "the trainer's default");
+            fields.assume(
+                "gradient_checkpointing_kwargs.use_reentrant",
+                usual == "full_reentrant",
+                "the trainer's default",
+            );
             fields.set("checkpointing", usual);
         }
     }
@@ -118,7 +127,11 @@ pub(super) fn attention(fields: &mut Fields, keys: &[&'static str]) -> Result<()
         "eager" | "disabled" => fields.set("attn", "eager"),
         "sdpa" | "auto" => fields.set("attn", "sdpa"),
         _ => {
-            fields.assume(key, word, "taken as SDPA, whose flash kernel keeps the same tensors");
+            fields.assume(
+                key,
+                word,
+                "taken as SDPA, whose flash kernel keeps the same tensors",
+            );
             fields.set("attn", "sdpa");
         }
     }
@@ -135,9 +148,17 @@ pub(super) fn adapter(fields: &mut Fields, targets: &[&'static str]) -> Result<(
     fields.set_some("lora.dropout", dropout);
     let modules = fields.modules(targets)?;
     fields.set_some("lora.targets", modules);
-    match fields.modules(&["modules_to_save", "lora_modules_to_save", "additional_target"])? {
+    match fields.modules(&[
+        "modules_to_save",
+        "lora_modules_to_save",
+        "additional_target",
+    ])? {
         Some(whole) if !whole.is_empty() => {
-            fields.refuse("modules_to_save", whole, "predicted as if these modules were frozen");
+            fields.refuse(
+                "modules_to_save",
+                whole,
+                "predicted as if these modules were frozen",
+            );
         }
         _ => {}
     }
@@ -154,7 +175,11 @@ pub(super) fn four_bits(fields: &mut Fields) -> Result<()> {
         _ => {}
     }
     fields.set("quant.type", "nf4");
-    let double = ["use_bnb_nested_quant", "bnb_4bit_use_double_quant", "double_quantization"];
+    let double = [
+        "use_bnb_nested_quant",
+        "bnb_4bit_use_double_quant",
+        "double_quantization",
+    ];
     for key in double {
         let said = fields.truth(key)?;
         fields.set_some("quant.double", said);
@@ -165,7 +190,11 @@ pub(super) fn four_bits(fields: &mut Fields) -> Result<()> {
 /// Eight bits have no counterpart.
 pub(super) fn whole_base(fields: &mut Fields) -> Result<()> {
     if fields.truth("load_in_8bit")? == Some(true) {
-        fields.refuse("load_in_8bit", true, "predicted with the base in its own type");
+        fields.refuse(
+            "load_in_8bit",
+            true,
+            "predicted with the base in its own type",
+        );
     }
     Ok(())
 }
