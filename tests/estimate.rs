@@ -245,3 +245,23 @@ fn the_largest_jobs_are_answered() {
         );
     }
 }
+
+#[test]
+fn a_plan_says_what_pytorch_would_take() {
+    let plan = |more: &[&str]| {
+        let mut command = assert_cmd::cargo::cargo_bin_cmd!("memfit");
+        let words = ["plan", "--gpu", "24GB", "--model", "gpt2", "--seq", "256"];
+        let output = command.args(words).args(more).output().unwrap();
+        assert_eq!(output.status.code(), Some(0));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let page = plan(&[]);
+    assert_eq!(page.matches("with PyTorch: ").count(), 1, "{page}");
+    let answer: Value = serde_json::from_str(&plan(&["--json"])).unwrap();
+    assert_eq!(answer["pytorch"]["outcome"], "fits");
+    let same = json(
+        "--model gpt2 --gpu 24GB --torch batch=1,seq=256,autocast=bf16",
+        0,
+    );
+    assert_eq!(answer["pytorch"]["prediction"], same["prediction"]);
+}

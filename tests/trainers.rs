@@ -103,6 +103,17 @@ fn what_cannot_be_honoured_is_named() {
 }
 
 #[test]
+fn what_is_switched_off_is_only_passed_over() {
+    let text = r#"{"bf16": true, "deepspeed": null, "fsdp": "", "fsdp_config": {"min_num_params": 0, "xla": false}, "n_gpu": 1}"#;
+    let file = trainer::parse("a.json", text).unwrap();
+    assert!(file.cannot.is_empty(), "{:?}", file.cannot);
+    assert_eq!(file.ignored.len(), 4);
+    let text = r#"{"bf16": true, "deepspeed": {"zero_optimization": {"stage": 1}}, "n_gpu": 2}"#;
+    let file = trainer::parse("a.json", text).unwrap();
+    assert_eq!(names(&file.cannot), ["deepspeed", "n_gpu"]);
+}
+
+#[test]
 fn bad_files_are_refused_by_name_and_field() {
     let nested = format!("a: {}1{}", "[".repeat(100_000), "]".repeat(100_000));
     let bomb = "a: &a [1,1,1,1,1,1,1,1,1]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b]\nd: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c]\ne: &e [*d,*d,*d,*d,*d,*d,*d,*d,*d]\nf: &f [*e,*e,*e,*e,*e,*e,*e,*e,*e]\ng: &g [*f,*f,*f,*f,*f,*f,*f,*f,*f]";

@@ -8,13 +8,18 @@ use super::Note;
 use crate::error::{Error, Result};
 
 /// Fields that change what a step takes and have no counterpart, by the beginnings of their names.
-const CANNOT: [(&str, &str); 22] = [
+const CANNOT: [(&str, &str); 27] = [
     ("deepspeed", "predicted without DeepSpeed"),
     ("fsdp", "predicted without sharding"),
     ("tensor_parallel", "predicted on one GPU"),
     ("pipeline_parallel", "predicted on one GPU"),
     ("context_parallel", "predicted on one GPU"),
     ("sequence_parallel", "predicted on one GPU"),
+    ("n_gpu", "predicted on one GPU"),
+    ("_n_gpu", "predicted on one GPU"),
+    ("num_gpus", "predicted on one GPU"),
+    ("num_processes", "predicted on one GPU"),
+    ("world_size", "predicted on one GPU"),
     ("dp_shard_size", "predicted on one GPU"),
     ("dp_replicate_size", "predicted on one GPU"),
     ("parallelism_config", "predicted on one GPU"),
@@ -225,16 +230,25 @@ fn note(field: &str, value: Value, why: impl Display) -> Note {
     }
 }
 
-/// Whether a value turns its field off.
+/// Whether a value turns its field off; one GPU is none too many.
 fn is_off(value: &Value) -> bool {
+    match value {
+        Value::Number(number) => number.as_f64().is_some_and(|n| n <= 1.0),
+        Value::Object(map) => map.values().all(is_nothing),
+        other => is_nothing(other),
+    }
+}
+
+fn is_nothing(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,
         Value::String(text) => {
-            ["", "false", "no", "off", "none"].contains(&text.trim().to_lowercase().as_str())
+            let text = text.trim().to_lowercase();
+            ["", "false", "no", "off", "none"].contains(&text.as_str())
         }
         Value::Array(all) => all.is_empty(),
-        Value::Object(map) => map.values().all(is_off),
-        Value::Number(number) => number.as_f64().is_some_and(|n| n <= 1.0),
+        Value::Object(map) => map.is_empty(),
+        Value::Number(number) => number.as_f64() == Some(0.0),
         Value::Bool(true) => false,
     }
 }
