@@ -235,7 +235,7 @@ fn bad_questions_are_refused_with_a_next_step() {
 fn the_largest_jobs_are_answered() {
     for line in [
         "--model gpt2 --gpu 24GB --torch batch=262144,seq=1024,attn=eager",
-        "--model bert-base-uncased --gpu 24GB",
+        "--model bert-base-uncased --gpu 2GB",
         "--model llama-3.1-70b --gpu 24GB --torch batch=1,seq=131072,attn=eager",
     ] {
         let answer = json(line, 1);
