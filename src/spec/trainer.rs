@@ -12,8 +12,10 @@ use serde_json::{Map, Value};
 use crate::error::{Error, Result};
 use fields::Fields;
 
-/// Longest file that is read.
-const LONGEST: usize = 1 << 20;
+/// Longest file that is read; a job's takes a few KiB.
+const LONGEST: usize = 1 << 16;
+/// Deepest nesting that is read: libyaml's time grows with its square.
+const DEEPEST: usize = 100;
 
 /// Whose file it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -123,6 +125,10 @@ fn mapping(origin: &str, text: &str) -> Result<Map<String, Value>> {
         let why = format!("longer than {LONGEST} bytes");
         return Err(Error::file(origin, why, NEXT));
     }
+    if depth(text) > DEEPEST {
+        let why = format!("nested more than {DEEPEST} deep");
+        return Err(Error::file(origin, why, NEXT));
+    }
     let text = text.trim_start_matches('\u{feff}');
     let value: Value = match text.trim_start().starts_with('{') {
         true => serde_json::from_str(text).or_else(|why| yaml(text).map_err(|_| why.to_string())),
@@ -133,6 +139,20 @@ fn mapping(origin: &str, text: &str) -> Result<Map<String, Value>> {
         Value::Object(map) if !map.is_empty() => Ok(map),
         _ => Err(Error::file(origin, "no fields in it", NEXT)),
     }
+}
+
+/// How many brackets are open at once at most, quoted ones too.
+fn depth(text: &str) -> usize {
+    let (mut now, mut most) = (0usize, 0);
+    for byte in text.bytes() {
+        match byte {
+            b'[' | b'{' => now += 1,
+            b']' | b'}' => now = now.saturating_sub(1),
+            _ => {}
+        }
+        most = most.max(now);
+    }
+    most
 }
 
 fn yaml(text: &str) -> std::result::Result<Value, String> {
