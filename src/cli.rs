@@ -3,6 +3,7 @@
 mod bench;
 mod calibrate;
 mod compare;
+mod estimate;
 mod explain;
 mod files;
 mod job;
@@ -46,6 +47,8 @@ enum Command {
     Plan(plan::Args),
     /// Train by a plan
     Run(Box<run::Args>),
+    /// Predict exactly this job with PyTorch
+    Estimate(estimate::Args),
     /// Run a plan's programs and compare with what was predicted
     Validate(validate::Args),
     /// Show who holds the memory of a plan, and check its claim
@@ -104,6 +107,7 @@ fn run(cli: &Cli) -> Result<Answer> {
     match &cli.command {
         Command::Plan(args) => plan::plan(args),
         Command::Run(args) => run::run(args, cli.json),
+        Command::Estimate(args) => estimate::estimate(args),
         Command::Validate(args) => validate::validate(args, cli.json),
         Command::Explain(args) => explain::explain(args),
         Command::Models => list::models(),

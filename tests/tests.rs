@@ -18,6 +18,7 @@ mod derivatives;
 mod devices;
 mod eager_fold;
 mod eager_optimizer;
+mod estimate;
 mod evidence;
 mod families;
 mod initial;
@@ -47,8 +48,11 @@ mod text;
 mod threads;
 mod tiny;
 mod torch_options;
+mod trainers;
 mod training;
 mod weights;
+
+// Programs: checked and run.
 
 // Programs: checked and run.
 

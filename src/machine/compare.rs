@@ -20,7 +20,8 @@ use crate::spec::model::ModelSpec;
 use crate::spec::torch::TorchOptions;
 use crate::spec::units::Bytes;
 
-pub use figure::{Counter, Figure};
+pub use arch::{default_targets, linear_modules};
+pub use figure::{CONTEXT_RANGE, Counter, Figure, workspaces};
 pub use oracle::{Measured, PerLayer};
 pub use record::{Line, read};
 

@@ -8,6 +8,7 @@ pub mod estimate;
 pub mod measure;
 pub mod micro;
 pub mod probe;
+pub mod pytorch;
 pub mod sim;
 pub mod timeline;
 pub mod train;

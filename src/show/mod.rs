@@ -10,6 +10,7 @@ pub mod json;
 pub mod lists;
 pub mod memory;
 pub mod plot;
+pub mod pytorch;
 pub mod run;
 pub mod table;
 pub mod text;

@@ -6,4 +6,5 @@ pub mod device;
 pub mod job;
 pub mod model;
 pub mod torch;
+pub mod trainer;
 pub mod units;

@@ -4,7 +4,7 @@ mod check;
 mod reading;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 
@@ -330,7 +330,23 @@ impl TorchOptions {
     /// # Errors
     /// As [`TorchOptions::from_json`], and where a pair has no `=` or a key is given twice.
     pub fn parse_pairs(text: &str) -> Result<TorchOptions> {
-        TorchOptions::from_json(&Value::Object(reading::pairs(text)?))
+        TorchOptions::from_json(&Value::Object(TorchOptions::pairs(text)?))
+    }
+
+    /// The object that the pairs of [`TorchOptions::parse_pairs`] stand for, its values not yet looked at.
+    ///
+    /// # Errors
+    /// Where a pair has no `=` or a key is given twice.
+    pub fn pairs(text: &str) -> Result<Map<String, Value>> {
+        reading::pairs(text)
+    }
+
+    /// Refuses options that no training step could have.
+    ///
+    /// # Errors
+    /// Where a value is out of range, or two of them exclude each other.
+    pub fn check(&self) -> Result<()> {
+        check::check(self)
     }
 }
 

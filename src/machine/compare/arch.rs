@@ -135,6 +135,30 @@ fn bert(arch: &Arch, seq: u64) -> Value {
     })
 }
 
+/// The names of the matrices of a family's layers: what peft's `all-linear` adapts.
+pub fn linear_modules(family: Family) -> Vec<&'static str> {
+    if family == Family::Mixtral {
+        return vec![
+            "q_proj", "k_proj", "v_proj", "o_proj", "gate", "w1", "w2", "w3",
+        ];
+    }
+    let mut names: Vec<&str> = Vec::new();
+    for name in Part::ALL.into_iter().filter_map(|part| part.name(family)) {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names
+}
+
+/// What peft adapts in a family where no modules are named: queries and values, in one matrix where they are.
+pub fn default_targets(family: Family) -> Vec<&'static str> {
+    let parts = [Part::Query, Part::Value].map(|part| part.name(family));
+    let mut names: Vec<&str> = parts.into_iter().flatten().collect();
+    names.dedup();
+    names
+}
+
 /// A matrix of a layer, by what it does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Part {

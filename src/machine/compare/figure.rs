@@ -6,7 +6,7 @@ use crate::program::eager::{Class, Prediction};
 use crate::spec::units::Bytes;
 
 /// Workspaces of cuBLAS: the forward and the backward thread have a handle each.
-const HANDLES: u64 = 2;
+const HANDLES: usize = 2;
 /// A workspace before Hopper: `:4096:2:16:8` (aten/src/ATen/cuda/CublasHandlePool.cpp).
 const WORKSPACE: Bytes = Bytes(8_519_680);
 /// A workspace from Hopper on.
@@ -15,6 +15,8 @@ const WORKSPACE_HOPPER: Bytes = Bytes(32 << 20);
 const HOPPER: [&str; 5] = ["H100", "H200", "H20", "B200", "B100"];
 /// Context and loaded kernels of a process, where they were not measured: 400 to 500 MiB on most devices.
 const CONTEXT: Bytes = Bytes(450 << 20);
+/// From the smallest context measured (RTX 3090, torch 2.7: 256 MiB) to the largest (A100 and H100: 0.6 GB).
+pub const CONTEXT_RANGE: [Bytes; 2] = [Bytes(256 << 20), Bytes(600_000_000)];
 /// Segments are multiples of this.
 const SEGMENT: u64 = 2 << 20;
 
@@ -47,6 +49,12 @@ impl Counter {
     }
 }
 
+/// What cuBLAS takes from the allocator on a device, handle by handle.
+pub fn workspaces(gpu: &str) -> [Bytes; HANDLES] {
+    let hopper = HOPPER.iter().any(|name| gpu.contains(name));
+    [if hopper { WORKSPACE_HOPPER } else { WORKSPACE }; HANDLES]
+}
+
 /// How a counter follows from a prediction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Figure {
@@ -62,14 +70,12 @@ pub struct Figure {
 
 impl Figure {
     /// The figure for a counter on a device; the context as measured, where it was.
-    pub(super) fn new(counter: Counter, gpu: &str, context: Option<Bytes>) -> Figure {
-        let hopper = HOPPER.iter().any(|name| gpu.contains(name));
-        let workspace = if hopper { WORKSPACE_HOPPER } else { WORKSPACE };
+    pub fn new(counter: Counter, gpu: &str, context: Option<Bytes>) -> Figure {
         Figure {
             counter,
             beside: match counter {
                 Counter::Live => Bytes::ZERO,
-                _ => workspace * HANDLES,
+                _ => workspaces(gpu).into_iter().sum(),
             },
             context: context.unwrap_or(CONTEXT),
             state_elsewhere: false,

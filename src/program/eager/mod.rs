@@ -10,6 +10,7 @@ pub mod fold;
 pub mod nn;
 pub mod optimizer;
 pub mod recording;
+pub mod requests;
 pub mod step;
 pub mod tape;
 pub mod tensor;
@@ -110,6 +111,27 @@ pub fn explain(spec: &ModelSpec, options: &TorchOptions) -> Result<Prediction> {
     })
 }
 
+/// The job with its model and optimizer, before its first step.
+fn trainer<'t>(
+    torch: &'t torch::Torch,
+    spec: &'t ModelSpec,
+    options: &'t TorchOptions,
+) -> step::Trainer<'t> {
+    torch
+        .tape()
+        .logits_have(options.batch * options.seq * spec.vocab);
+    let builder = nn::Builder {
+        torch,
+        dtype: step::dtype(options.param_dtype),
+        lora: options.lora.as_ref(),
+        quant: options.quant.as_ref(),
+        trained: RefCell::default(),
+    };
+    let model = family::build(&builder, spec, options);
+    let trained = builder.trained.into_inner();
+    step::Trainer::new(torch, spec, options, model, trained)
+}
+
 /// A run of two steps, of which the second is told.
 struct Run {
     outline: fold::Outline,
@@ -143,17 +165,7 @@ fn run_from(
 ) -> Result<Option<Run>> {
     let torch = torch::Torch::default();
     let tape = torch.tape();
-    tape.logits_have(options.batch * options.seq * spec.vocab);
-    let builder = nn::Builder {
-        torch: &torch,
-        dtype: step::dtype(options.param_dtype),
-        lora: options.lora.as_ref(),
-        quant: options.quant.as_ref(),
-        trained: RefCell::default(),
-    };
-    let model = family::build(&builder, spec, options);
-    let trained = builder.trained.into_inner();
-    let trainer = step::Trainer::new(&torch, spec, options, model, trained);
+    let trainer = trainer(&torch, spec, options);
     let halted = |halt| halted(spec, halt);
     match primed {
         true => trainer.prime(),

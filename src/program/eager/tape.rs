@@ -202,6 +202,11 @@ impl Tape {
             .unwrap_or_default()
     }
 
+    /// How many events there have been since the restart, where they were asked for.
+    pub fn events_so_far(&self) -> usize {
+        self.state.borrow().events.as_ref().map_or(0, Vec::len)
+    }
+
     /// Events since the restart, where they were asked for.
     pub fn take_events(&self) -> Vec<Event> {
         self.state.borrow_mut().events.take().unwrap_or_default()
