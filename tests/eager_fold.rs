@@ -36,11 +36,18 @@ fn folded_layers_are_the_layers_one_by_one() {
     for name in MODELS {
         let model = catalog::find(name).unwrap();
         for variant in VARIANTS {
-            let task = if name == "bert-base" { "task=masked_lm," } else { "" };
+            let task = if name == "bert-base" {
+                "task=masked_lm,"
+            } else {
+                ""
+            };
             let text = format!("{task}batch=2,seq=64,{variant}");
             let options = TorchOptions::parse_pairs(&text).unwrap();
             for layers in 1..=12 {
-                let spec = ModelSpec { layers, ..model.clone() };
+                let spec = ModelSpec {
+                    layers,
+                    ..model.clone()
+                };
                 let folded = predict(&spec, &options).unwrap();
                 let mut whole = explain(&spec, &options).unwrap();
                 whole.saved_items.clear();

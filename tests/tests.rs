@@ -1,6 +1,7 @@
 //! The test crate: one binary, one module per subject.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod agreement;
 mod before;
 mod bench;
 mod caching_allocator;
@@ -18,15 +19,11 @@ mod devices;
 mod eager_fold;
 mod eager_optimizer;
 mod estimate;
+mod evidence;
 mod families;
+mod initial;
 mod job;
 mod models;
-mod torch_options;
-mod trainers;
-
-mod agreement;
-
-// Programs: checked and run.
 mod ops_activation;
 mod ops_attention;
 mod ops_embedding;
@@ -40,18 +37,21 @@ mod ops_tangent;
 mod placement;
 mod programs;
 mod published;
-mod reference;
-mod rooms;
-mod tangents;
-mod threads;
-
-// Training runs: text, weights, saves.
-mod initial;
 mod pytorch;
 mod readme;
+mod reference;
+mod rooms;
 mod run;
 mod saves;
+mod tangents;
 mod text;
+mod threads;
 mod tiny;
+mod torch_options;
+mod trainers;
 mod training;
 mod weights;
+
+// Programs: checked and run.
+
+// Training runs: text, weights, saves.

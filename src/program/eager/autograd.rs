@@ -30,6 +30,9 @@ pub enum Edge {
     Leaf(Rc<Leaf>),
 }
 
+/// What runs after a gradient has been accumulated.
+pub type Hook = Box<dyn Fn(&Torch, &Leaf)>;
+
 /// A parameter (or an input) that requires gradients: its `.grad` and its AccumulateGrad node.
 pub struct Leaf {
     /// A number of its own.
@@ -40,8 +43,10 @@ pub struct Leaf {
     pub dtype: DType,
     /// The gradient so far.
     pub grad: RefCell<Maybe>,
+    /// Whether a gradient has ever reached it.
+    pub reached: Cell<bool>,
     /// What runs after each accumulation (optimizer in backward).
-    pub hook: RefCell<Option<Box<dyn Fn(&Torch, &Leaf)>>>,
+    pub hook: RefCell<Option<Hook>>,
 }
 
 impl fmt::Debug for Leaf {
@@ -60,11 +65,13 @@ pub struct Node {
     pub outputs: RefCell<Vec<(Dims, DType)>>,
     /// Where the gradients of its inputs go.
     pub next: Vec<Option<Edge>>,
+    /// What it waits for while the engine runs.
+    pub pending: RefCell<Pending>,
     /// What it saved, until it has run.
     pub saved: RefCell<Vec<Saved>>,
     /// Where in the model it was recorded.
     pub origin: Origin,
-    formula: Formula,
+    pub(super) formula: Formula,
 }
 
 impl fmt::Debug for Node {
@@ -85,89 +92,6 @@ impl Drop for Node {
                 chain.extend(node.next.drain(..).flatten());
             }
         }
-    }
-}
-
-/// An op being recorded: what it saves and where its gradients go.
-pub struct Recording<'t> {
-    torch: &'t Torch,
-    name: &'static str,
-    sequence: u64,
-    edges: Vec<Option<Edge>>,
-    saved: Vec<Saved>,
-    on: bool,
-}
-
-impl<'t> Recording<'t> {
-    /// Starts the record of op `name` on `inputs`; nothing is recorded where none requires gradients, or gradients are off.
-    pub fn new(torch: &'t Torch, name: &'static str, inputs: &[&Tensor]) -> Recording<'t> {
-        let on = torch.grad_enabled() && inputs.iter().any(|t| t.requires_grad());
-        Recording {
-            torch,
-            name,
-            sequence: if on { torch.next_sequence() } else { 0 },
-            edges: inputs.iter().map(|t| t.edge.clone()).collect(),
-            saved: Vec::new(),
-            on,
-        }
-    }
-
-    /// Whether a gradient of input `index` will be wanted.
-    pub fn needs(&self, index: usize) -> bool {
-        self.on && self.edges[index].is_some()
-    }
-
-    /// Whether anything is recorded.
-    pub fn is_on(&self) -> bool {
-        self.on
-    }
-
-    /// Saves a tensor for the backward pass.
-    pub fn save(&mut self, tensor: &Tensor) -> Result<(), Halt> {
-        if self.on {
-            self.saved.push(self.torch.pack(tensor)?);
-        }
-        Ok(())
-    }
-
-    /// The output of the op, saved too where `save` says so.
-    pub fn finish(self, made: Tensor, save: bool, formula: Formula) -> Result<Tensor, Halt> {
-        let mut made = self.finish_all(vec![made], &[save], formula)?;
-        // `finish_all` returns as many as it is given.
-        made.pop().ok_or(Halt::Stop)
-    }
-
-    /// The outputs of the op; `save` says which are saved too. Integer outputs are not part of the graph.
-    pub fn finish_all(
-        mut self,
-        made: Vec<Tensor>,
-        save: &[bool],
-        formula: Formula,
-    ) -> Result<Vec<Tensor>, Halt> {
-        if !self.on {
-            return Ok(made);
-        }
-        for (tensor, _) in made.iter().zip(save).filter(|(_, save)| **save) {
-            self.saved.push(self.torch.pack(tensor)?);
-        }
-        let outputs = made.iter().map(|t| (t.shape, t.dtype)).collect();
-        let node = Rc::new(Node {
-            sequence: self.sequence,
-            name: self.name,
-            outputs: RefCell::new(outputs),
-            next: self.edges,
-            saved: RefCell::new(self.saved),
-            origin: self.torch.origin(),
-            formula,
-        });
-        let attach = |(nr, tensor): (usize, Tensor)| {
-            let mut inner = (*tensor).clone();
-            drop(tensor);
-            let node = node.clone();
-            inner.edge = inner.dtype.is_float().then_some(Edge::Node { node, nr });
-            Tensor::of(inner)
-        };
-        Ok(made.into_iter().enumerate().map(attach).collect())
     }
 }
 
@@ -200,21 +124,7 @@ impl Ord for Ready {
     }
 }
 
-/// Identity of a target, in the engine's tables.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Key {
-    Node(u64),
-    Leaf(u64),
-}
-
 impl Edge {
-    fn key(&self) -> Key {
-        match self {
-            Edge::Node { node, .. } => Key::Node(node.sequence),
-            Edge::Leaf(leaf) => Key::Leaf(leaf.id),
-        }
-    }
-
     fn target(&self) -> (Target, usize, u64) {
         match self {
             Edge::Node { node, nr } => (Target::Node(node.clone()), *nr, node.sequence),
@@ -223,11 +133,17 @@ impl Edge {
     }
 }
 
-/// One run of the engine.
+/// What a target waits for in a run of the engine, and the gradients it has so far.
+#[derive(Debug, Default)]
+pub struct Pending {
+    edges: usize,
+    gradients: Vec<Maybe>,
+}
+
+/// One run of the engine. Nodes keep what they wait for; a parameter may be reached by a run within a run, so that each run keeps its own.
 #[derive(Default)]
 struct Engine {
-    dependencies: BTreeMap<Key, usize>,
-    buffers: BTreeMap<Key, Vec<Maybe>>,
+    leaves: BTreeMap<u64, Pending>,
     ready: BinaryHeap<Ready>,
 }
 
@@ -256,17 +172,27 @@ pub fn backward(torch: &Torch, roots: Vec<(Edge, Tensor)>) -> Result<(), Halt> {
 }
 
 impl Engine {
+    /// Applies `change` to what an edge's target waits for.
+    fn at<T>(&mut self, edge: &Edge, change: impl FnOnce(&mut Pending) -> T) -> T {
+        match edge {
+            Edge::Node { node, .. } => change(&mut node.pending.borrow_mut()),
+            Edge::Leaf(leaf) => change(self.leaves.entry(leaf.id).or_default()),
+        }
+    }
+
     /// Counts, for every node reachable from `root`, the edges that lead to it.
     fn count(&mut self, root: &Edge) {
-        let Edge::Node { node, .. } = root else { return };
-        let mut seen = std::collections::BTreeSet::from([node.sequence]);
+        let Edge::Node { node, .. } = root else {
+            return;
+        };
         let mut stack = vec![node.clone()];
         while let Some(node) = stack.pop() {
             for edge in node.next.iter().flatten() {
-                *self.dependencies.entry(edge.key()).or_insert(0) += 1;
-                if let Edge::Node { node, .. } = edge
-                    && seen.insert(node.sequence)
-                {
+                let edges = self.at(edge, |pending| {
+                    pending.edges += 1;
+                    pending.edges
+                });
+                if let (Edge::Node { node, .. }, 1) = (edge, edges) {
                     stack.push(node.clone());
                 }
             }
@@ -275,31 +201,33 @@ impl Engine {
 
     /// Adds a gradient to the input buffer of an edge's target.
     fn add(&mut self, torch: &Torch, edge: &Edge, nr: usize, gradient: Tensor) -> Result<(), Halt> {
-        let buffer = self.buffers.entry(edge.key()).or_default();
-        if buffer.len() <= nr {
-            buffer.resize(nr + 1, None);
-        }
-        buffer[nr] = Some(match buffer[nr].take() {
-            None => gradient,
-            Some(old) if old.dtype != gradient.dtype => torch.add(&old, &gradient)?,
-            Some(old) if takes_the_sum(&old) => old,
-            Some(_) if takes_the_sum(&gradient) => gradient,
-            Some(old) => torch.add(&old, &gradient)?,
-        });
-        Ok(())
+        self.at(edge, |pending| {
+            let buffer = &mut pending.gradients;
+            if buffer.len() <= nr {
+                buffer.resize(nr + 1, None);
+            }
+            buffer[nr] = Some(match buffer[nr].take() {
+                None => gradient,
+                Some(old) if old.dtype != gradient.dtype => torch.add(&old, &gradient)?,
+                // In place where nobody else holds the older one.
+                Some(old) if old.is_dense() && old.is_sole_owner() => old,
+                Some(old) => torch.add(&old, &gradient)?,
+            });
+            Ok(())
+        })
     }
 
     fn run(&mut self, torch: &Torch, target: Target) -> Result<(), Halt> {
         match target {
             Target::Leaf(leaf) => {
-                let gradients = self.buffers.remove(&Key::Leaf(leaf.id)).unwrap_or_default();
-                if let Some(gradient) = gradients.into_iter().next().flatten() {
-                    accumulate(torch, &leaf, gradient)?;
+                let pending = self.leaves.remove(&leaf.id).unwrap_or_default();
+                match pending.gradients.into_iter().next().flatten() {
+                    Some(gradient) => accumulate(torch, &leaf, gradient),
+                    None => Ok(()),
                 }
-                Ok(())
             }
             Target::Node(node) => {
-                let mut gradients = self.buffers.remove(&Key::Node(node.sequence)).unwrap_or_default();
+                let mut gradients = node.pending.take().gradients;
                 gradients.resize(node.outputs.borrow().len(), None);
                 torch.stand(node.origin);
                 let made = call(torch, &node, gradients)?;
@@ -315,22 +243,24 @@ impl Engine {
     /// Hands a gradient on, and queues its target once all of its gradients have come.
     fn pass(&mut self, torch: &Torch, edge: &Option<Edge>, gradient: Maybe) -> Result<(), Halt> {
         let Some(edge) = edge else { return Ok(()) };
-        let (target, nr, order) = edge.target();
         if let Some(gradient) = gradient {
+            let nr = if let Edge::Node { nr, .. } = edge {
+                *nr
+            } else {
+                0
+            };
             self.add(torch, edge, nr, gradient)?;
         }
-        let left = self.dependencies.entry(edge.key()).or_insert(1);
-        *left -= 1;
-        if *left == 0 {
+        let left = self.at(edge, |pending| {
+            pending.edges = pending.edges.saturating_sub(1);
+            pending.edges
+        });
+        if left == 0 {
+            let (target, _, order) = edge.target();
             self.ready.push(Ready { order, target });
         }
         Ok(())
     }
-}
-
-/// Whether a sum of gradients can go into this one: it is dense, and nobody else holds it. The base of a view of a view counts as somebody.
-fn takes_the_sum(gradient: &Tensor) -> bool {
-    gradient.is_dense() && gradient.views < 2 && gradient.is_sole_owner()
 }
 
 /// Runs a node's formula; its gradients live until it returns, and what it makes is reduced and cast to what its inputs are.
@@ -375,6 +305,7 @@ fn validated(torch: &Torch, gradient: Tensor, edge: &Edge) -> Result<Tensor, Hal
 /// AccumulateGrad: the gradient is stolen where nobody else holds it and it is laid out like the parameter, else copied;
 /// a later one is added in place.
 fn accumulate(torch: &Torch, leaf: &Rc<Leaf>, gradient: Tensor) -> Result<(), Halt> {
+    leaf.reached.set(true);
     let has = leaf.grad.borrow().is_some();
     if !has {
         let kept = match gradient.uses() == 1 && gradient.is_contiguous() {

@@ -3,7 +3,8 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use super::autograd::{self, Formula, Recording};
+use super::autograd::{self, Formula};
+use super::recording::Recording;
 use super::tensor::Tensor;
 use super::torch::{Halt, Torch};
 
@@ -128,7 +129,12 @@ impl Torch {
     ///
     /// # Errors
     /// Where the function does.
-    pub fn checkpoint(&self, function: Replay, inputs: &[Tensor], keep: Option<Selected>) -> Result<Tensor, Halt> {
+    pub fn checkpoint(
+        &self,
+        function: Replay,
+        inputs: &[Tensor],
+        keep: Option<Selected>,
+    ) -> Result<Tensor, Halt> {
         let save = |input: &Tensor| Ok((self.pack(input)?, input.requires_grad()));
         let frame = Rc::new(Frame {
             replay: function.clone(),
@@ -152,7 +158,11 @@ impl Torch {
     ///
     /// # Errors
     /// Where the function does.
-    pub fn checkpoint_reentrant(&self, function: Replay, inputs: &[Tensor]) -> Result<Tensor, Halt> {
+    pub fn checkpoint_reentrant(
+        &self,
+        function: Replay,
+        inputs: &[Tensor],
+    ) -> Result<Tensor, Halt> {
         let borrowed: Vec<&Tensor> = inputs.iter().collect();
         let mut record = Recording::new(self, "CheckpointFunction", &borrowed);
         for input in inputs {
@@ -175,7 +185,10 @@ impl Torch {
                 autograd::backward(torch, vec![(edge.clone(), gradient.clone())])?;
             }
             torch.stand(stood);
-            Ok(inputs.iter().map(|i| i.leaf().and_then(|l| l.grad.borrow_mut().take())).collect())
+            Ok(inputs
+                .iter()
+                .map(|i| i.leaf().and_then(|l| l.grad.borrow_mut().take()))
+                .collect())
         });
         record.finish(made?, false, formula)
     }
@@ -187,9 +200,17 @@ impl Frame {
         *self.made.borrow_mut() = Some(Vec::new());
         let again = |(saved, trained): &(Saved, bool)| {
             let tensor = torch.unpack(saved)?;
-            Ok(if *trained { torch.leaf_like(&tensor) } else { tensor })
+            Ok(if *trained {
+                torch.leaf_like(&tensor)
+            } else {
+                tensor
+            })
         };
-        let inputs = self.inputs.iter().map(again).collect::<Result<Vec<Tensor>, Halt>>()?;
+        let inputs = self
+            .inputs
+            .iter()
+            .map(again)
+            .collect::<Result<Vec<Tensor>, Halt>>()?;
         let stood = torch.stand(self.origin.get());
         if let Some(kept) = &self.kept {
             kept.replaying.set(true);

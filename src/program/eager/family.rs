@@ -30,6 +30,8 @@ pub struct Call<'a> {
     pub ids: Tensor,
     /// The padding mask (B, T), all ones.
     pub mask: Option<Tensor>,
+    /// Keys and values kept for later calls; part of what the call returns.
+    pub cache: cache::Cache,
 }
 
 /// A model of any family.
@@ -56,7 +58,9 @@ pub trait Model {
 pub fn build(builder: &Builder, spec: &ModelSpec, options: &TorchOptions) -> Box<dyn Model> {
     let attn = options.attn;
     match spec.family {
-        Family::Llama | Family::Mistral | Family::Qwen2 | Family::Qwen3 => Box::new(llama::Llama::new(builder, spec, attn)),
+        Family::Llama | Family::Mistral | Family::Qwen2 | Family::Qwen3 => {
+            Box::new(llama::Llama::new(builder, spec, attn))
+        }
         Family::Gpt2 => Box::new(gpt2::Gpt2::new(builder, spec, attn)),
         Family::Opt => Box::new(opt::Opt::new(builder, spec, attn)),
         Family::Bert => Box::new(bert::Bert::new(builder, spec, attn)),
@@ -70,7 +74,13 @@ pub fn build(builder: &Builder, spec: &ModelSpec, options: &TorchOptions) -> Box
 ///
 /// # Errors
 /// Where an operation halts.
-pub fn layered(torch: &Torch, options: &TorchOptions, index: usize, layer: Replay, hidden: &Tensor) -> Made {
+pub fn layered(
+    torch: &Torch,
+    options: &TorchOptions,
+    index: usize,
+    layer: Replay,
+    hidden: &Tensor,
+) -> Made {
     let inputs = std::slice::from_ref(hidden);
     match options.checkpointing {
         Checkpointing::Full => torch.checkpoint(layer, inputs, None),

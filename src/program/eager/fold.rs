@@ -5,7 +5,7 @@
 //! dies at the end) changes by the same amount with each further period, which the second run tells. Where the two runs do not have the
 //! same form, the job is run whole.
 
-use super::tape::{ByClass, CLASSES, Class, EagerPhase, Origin, Record, Segment};
+use super::tape::{ByClass, CLASSES, EagerPhase, Origin, Record, Segment};
 use crate::error::Result;
 use crate::spec::model::{ModelSpec, Windowed};
 use crate::spec::torch::{Checkpointing, TorchOptions};
@@ -44,7 +44,10 @@ pub fn outline(
     if spec.layers <= few + period {
         return run(spec);
     }
-    let layers = |layers| ModelSpec { layers, ..spec.clone() };
+    let layers = |layers| ModelSpec {
+        layers,
+        ..spec.clone()
+    };
     let short = run(&layers(few))?;
     let long = run(&layers(few + period))?;
     match grown(&short, &long, few, period, spec.layers) {
@@ -66,8 +69,15 @@ fn parts(segments: &[Segment], layers: u64) -> Vec<Part<'_>> {
     while let Some(first) = rest.first() {
         let length = layers as usize;
         let is_sweep = rest.len() >= length && {
-            let up = rest[..length].iter().enumerate().all(|(i, s)| s.origin == Origin::Layer(i as u32));
-            let down = rest[..length].iter().rev().enumerate().all(|(i, s)| s.origin == Origin::Layer(i as u32));
+            let up = rest[..length]
+                .iter()
+                .enumerate()
+                .all(|(i, s)| s.origin == Origin::Layer(i as u32));
+            let down = rest[..length]
+                .iter()
+                .rev()
+                .enumerate()
+                .all(|(i, s)| s.origin == Origin::Layer(i as u32));
             (up || down) && rest[..length].iter().all(|s| s.phase == first.phase)
         };
         match is_sweep {
@@ -85,7 +95,10 @@ fn parts(segments: &[Segment], layers: u64) -> Vec<Part<'_>> {
 }
 
 fn grown(short: &Outline, long: &Outline, few: u64, period: u64, layers: u64) -> Option<Outline> {
-    let (a, b) = (parts(&short.record.segments, few), parts(&long.record.segments, few + period));
+    let (a, b) = (
+        parts(&short.record.segments, few),
+        parts(&long.record.segments, few + period),
+    );
     if a.len() != b.len() {
         return None;
     }
@@ -94,7 +107,9 @@ fn grown(short: &Outline, long: &Outline, few: u64, period: u64, layers: u64) ->
     for parts in a.iter().zip(&b) {
         match parts {
             (Part::One(a), Part::One(b)) => segments.push(line(a, b, steps)?),
-            (Part::Sweep(a), Part::Sweep(b)) => sweep(&mut segments, a, b, period as usize, layers as usize)?,
+            (Part::Sweep(a), Part::Sweep(b)) => {
+                sweep(&mut segments, a, b, period as usize, layers as usize)?
+            }
             _ => return None,
         }
     }
@@ -106,7 +121,9 @@ fn grown(short: &Outline, long: &Outline, few: u64, period: u64, layers: u64) ->
         record: Record { start, segments },
         saved: along(short.saved, long.saved, steps),
         saved_layers: (0..layers as usize)
-            .map(|layer| short.saved_layers[source(layer, layers as usize, few as usize, period as usize)])
+            .map(|layer| {
+                short.saved_layers[source(layer, layers as usize, few as usize, period as usize)]
+            })
             .collect(),
     })
 }
@@ -130,14 +147,22 @@ fn line(a: &Segment, b: &Segment, steps: i64) -> Option<Segment> {
 }
 
 /// Appends a sweep over `layers` layers: its ends as in the short run, one period in between repeated. The long run must agree.
-fn sweep(into: &mut Vec<Segment>, a: &[Segment], b: &[Segment], period: usize, layers: usize) -> Option<()> {
+fn sweep(
+    into: &mut Vec<Segment>,
+    a: &[Segment],
+    b: &[Segment],
+    period: usize,
+    layers: usize,
+) -> Option<()> {
     let upward = a[0].origin == Origin::Layer(0);
     let of = |segments: &[Segment], layer: usize| match upward {
         true => segments[layer].clone(),
         false => segments[segments.len() - 1 - layer].clone(),
     };
     let source = |layer, length| source(layer, length, a.len(), period);
-    let alike = |x: &Segment, y: &Segment| (x.phase, x.op, x.high, x.net, x.at_high) == (y.phase, y.op, y.high, y.net, y.at_high);
+    let alike = |x: &Segment, y: &Segment| {
+        (x.phase, x.op, x.high, x.net, x.at_high) == (y.phase, y.op, y.high, y.net, y.at_high)
+    };
     for layer in 0..b.len() {
         if !alike(&of(a, source(layer, b.len())), &of(b, layer)) {
             return None;
@@ -195,7 +220,10 @@ impl Record {
             *part = high.max(*part);
             if high > top.bytes {
                 let mut by_class = level;
-                by_class.iter_mut().zip(segment.at_high).for_each(|(to, more)| *to += more);
+                by_class
+                    .iter_mut()
+                    .zip(segment.at_high)
+                    .for_each(|(to, more)| *to += more);
                 top = Highest {
                     bytes: high,
                     by_class,
@@ -203,7 +231,10 @@ impl Record {
                     op: segment.op,
                 };
             }
-            level.iter_mut().zip(segment.net).for_each(|(to, more)| *to += more);
+            level
+                .iter_mut()
+                .zip(segment.net)
+                .for_each(|(to, more)| *to += more);
             sum += segment.net.iter().sum::<i64>();
         }
         (top, parts)
@@ -214,23 +245,4 @@ impl Record {
         let nets = self.segments.iter().flat_map(|s| s.net);
         self.start.iter().copied().chain(nets).sum()
     }
-}
-
-impl Class {
-    /// All classes, in their order.
-    pub const ALL: [Class; CLASSES] = [
-        Class::Params,
-        Class::Buffers,
-        Class::Grads,
-        Class::OptimizerState,
-        Class::Inputs,
-        Class::AutocastWeightCopies,
-        Class::SavedActivations,
-        Class::LogitsAndLoss,
-        Class::RecomputedActivations,
-        Class::BackwardTemp,
-        Class::ForwardTemp,
-        Class::OptimizerTemp,
-        Class::Other,
-    ];
 }

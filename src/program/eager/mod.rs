@@ -4,10 +4,12 @@
 pub mod aten;
 pub mod autograd;
 pub mod checkpoint;
+pub mod class;
 pub mod family;
 pub mod fold;
 pub mod nn;
 pub mod optimizer;
+pub mod recording;
 pub mod requests;
 pub mod step;
 pub mod tape;
@@ -23,8 +25,8 @@ use crate::error::{Error, Result};
 use crate::spec::model::ModelSpec;
 use crate::spec::torch::TorchOptions;
 use crate::spec::units::Bytes;
-pub use tape::{Class, EagerPhase};
 use tape::{Block, Origin};
+pub use tape::{Class, EagerPhase};
 
 /// What a step takes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -110,8 +112,14 @@ pub fn explain(spec: &ModelSpec, options: &TorchOptions) -> Result<Prediction> {
 }
 
 /// The job with its model and optimizer, before its first step.
-fn trainer<'t>(torch: &'t torch::Torch, spec: &'t ModelSpec, options: &'t TorchOptions) -> step::Trainer<'t> {
-    torch.tape().logits_have(options.batch * options.seq * spec.vocab);
+fn trainer<'t>(
+    torch: &'t torch::Torch,
+    spec: &'t ModelSpec,
+    options: &'t TorchOptions,
+) -> step::Trainer<'t> {
+    torch
+        .tape()
+        .logits_have(options.batch * options.seq * spec.vocab);
     let builder = nn::Builder {
         torch,
         dtype: step::dtype(options.param_dtype),
@@ -124,26 +132,53 @@ fn trainer<'t>(torch: &'t torch::Torch, spec: &'t ModelSpec, options: &'t TorchO
     step::Trainer::new(torch, spec, options, model, trained)
 }
 
-fn halted(spec: &ModelSpec, halt: torch::Halt) -> Error {
-    Error::value("job", &spec.name, format!("the interpreter halted: {halt:?}"), "report it")
-}
-
-/// A run of two steps.
+/// A run of two steps, of which the second is told.
 struct Run {
     outline: fold::Outline,
     saved: Saved,
     alive: Vec<Block>,
 }
 
+/// The first step only leaves state behind, which can be made without it where every parameter has a gradient and no outputs are kept.
 fn run(spec: &ModelSpec, options: &TorchOptions, detailed: bool) -> Result<Run> {
+    if !detailed
+        && !options.keep_outputs
+        && let Some(run) = run_from(spec, options, detailed, true)?
+    {
+        return Ok(run);
+    }
+    let run = run_from(spec, options, detailed, false)?;
+    run.ok_or_else(|| halted(spec, torch::Halt::Lost))
+}
+
+fn halted(spec: &ModelSpec, halt: torch::Halt) -> Error {
+    let why = format!("the interpreter halted: {halt:?}");
+    Error::value("job", &spec.name, why, "report it")
+}
+
+/// The run from a first step, or `primed`; none where that took too much for granted.
+fn run_from(
+    spec: &ModelSpec,
+    options: &TorchOptions,
+    detailed: bool,
+    primed: bool,
+) -> Result<Option<Run>> {
     let torch = torch::Torch::default();
     let tape = torch.tape();
     let trainer = trainer(&torch, spec, options);
     let halted = |halt| halted(spec, halt);
-    trainer.step(|| ()).map_err(halted)?;
+    match primed {
+        true => trainer.prime(),
+        false => trainer.step(|| ()).map_err(halted)?,
+    }
     let start = tape.restart(detailed, false);
     let mut saved = Saved::default();
-    trainer.step(|| saved = at_end_of_forward(tape, spec.layers, detailed)).map_err(halted)?;
+    trainer
+        .step(|| saved = at_end_of_forward(tape, spec.layers, detailed))
+        .map_err(halted)?;
+    if primed && !trainer.is_all_reached() {
+        return Ok(None);
+    }
     let outline = fold::Outline {
         record: tape::Record {
             start,
@@ -152,27 +187,39 @@ fn run(spec: &ModelSpec, options: &TorchOptions, detailed: bool) -> Result<Run> 
         saved: saved.all as i64,
         saved_layers: saved.layers.clone(),
     };
-    Ok(Run {
+    Ok(Some(Run {
         outline,
         saved,
         alive: tape.at_peak(),
-    })
+    }))
 }
 
 fn prediction(outline: &fold::Outline) -> Prediction {
     let (top, parts) = outline.record.highest();
     let bytes = |count: i64| Bytes(count.max(0) as u64);
-    let classes = Class::ALL.into_iter().zip(top.by_class).filter(|(_, b)| *b > 0);
+    let classes = Class::ALL
+        .into_iter()
+        .zip(top.by_class)
+        .filter(|(_, b)| *b > 0);
     Prediction {
         peak: bytes(top.bytes),
         phase: top.phase,
         op: top.op.to_string(),
-        phase_peak: parts.into_iter().map(|(part, b)| (part, bytes(b))).collect(),
+        phase_peak: parts
+            .into_iter()
+            .map(|(part, b)| (part, bytes(b)))
+            .collect(),
         breakdown: classes.map(|(class, b)| (class, bytes(b))).collect(),
         step_start: bytes(outline.record.start.iter().sum()),
         step_end: bytes(outline.record.end()),
         saved: bytes(outline.saved),
-        saved_middle_layer: bytes(outline.saved_layers.get(outline.saved_layers.len() / 2).copied().unwrap_or(0)),
+        saved_middle_layer: bytes(
+            outline
+                .saved_layers
+                .get(outline.saved_layers.len() / 2)
+                .copied()
+                .unwrap_or(0),
+        ),
         saved_items: Vec::new(),
         largest: Vec::new(),
     }
@@ -184,7 +231,10 @@ fn at_end_of_forward(tape: &tape::Tape, layers: u64, detailed: bool) -> Saved {
         ..Saved::default()
     };
     tape.each_block(|block| {
-        let activation = !matches!(block.class, Class::Inputs | Class::AutocastWeightCopies | Class::Grads);
+        let activation = !matches!(
+            block.class,
+            Class::Inputs | Class::AutocastWeightCopies | Class::Grads
+        );
         if block.phase != EagerPhase::Forward || !activation {
             return;
         }
@@ -196,7 +246,12 @@ fn at_end_of_forward(tape: &tape::Tape, layers: u64, detailed: bool) -> Saved {
             if !detailed || u64::from(layer) != layers / 2 {
                 return;
             }
-            let what = format!("{} {:?} {}", block.op, block.shape.all(), block.dtype.name());
+            let what = format!(
+                "{} {:?} {}",
+                block.op,
+                block.shape.all(),
+                block.dtype.name()
+            );
             let (count, bytes) = saved.items.entry(what).or_default();
             *count += 1;
             *bytes += block.bytes;
@@ -206,15 +261,27 @@ fn at_end_of_forward(tape: &tape::Tape, layers: u64, detailed: bool) -> Saved {
 }
 
 fn items(saved: Saved) -> Vec<SavedItem> {
-    let item = |(what, (count, bytes))| SavedItem { what, count, bytes: Bytes(bytes) };
+    let item = |(what, (count, bytes))| SavedItem {
+        what,
+        count,
+        bytes: Bytes(bytes),
+    };
     let mut items: Vec<SavedItem> = saved.items.into_iter().map(item).collect();
     items.sort_by_key(|i| std::cmp::Reverse(i.bytes));
     items
 }
 
 fn largest(alive: &[Block]) -> Vec<Live> {
-    let lasting = [Class::Params, Class::Buffers, Class::Grads, Class::OptimizerState];
-    let mut blocks: Vec<&Block> = alive.iter().filter(|b| !lasting.contains(&b.class)).collect();
+    let lasting = [
+        Class::Params,
+        Class::Buffers,
+        Class::Grads,
+        Class::OptimizerState,
+    ];
+    let mut blocks: Vec<&Block> = alive
+        .iter()
+        .filter(|b| !lasting.contains(&b.class))
+        .collect();
     blocks.sort_by_key(|b| std::cmp::Reverse(b.bytes));
     let live = |b: &&Block| Live {
         op: b.op.to_string(),

@@ -80,15 +80,27 @@ impl Builder<'_> {
         self.projection(name, inputs, outputs, true, true)
     }
 
-    fn projection(&self, name: &str, inputs: u64, outputs: u64, bias: bool, turned: bool) -> Linear {
-        let quantised = self.quant.filter(|_| name != "lm_head" && !turned).map(|quant| self.quantised(quant, inputs, outputs));
+    fn projection(
+        &self,
+        name: &str,
+        inputs: u64,
+        outputs: u64,
+        bias: bool,
+        turned: bool,
+    ) -> Linear {
+        let quantised = self
+            .quant
+            .filter(|_| name != "lm_head" && !turned)
+            .map(|quant| self.quantised(quant, inputs, outputs));
         let weight = match (&quantised, turned) {
             (Some(quantised), _) => quantised.state[0].clone(),
             (None, false) => self.parameter(&[outputs, inputs]),
             (None, true) => self.parameter(&[inputs, outputs]),
         };
         let bias = bias.then(|| self.parameter(&[outputs]));
-        let targeted = self.lora.filter(|lora| lora.targets.iter().any(|t| t == name));
+        let targeted = self
+            .lora
+            .filter(|lora| lora.targets.iter().any(|t| t == name));
         let adapter = targeted.map(|lora| {
             let dtype = match lora.adapter_dtype {
                 crate::spec::torch::AdapterDtype::Fp32 => DType::F32,
@@ -116,7 +128,10 @@ impl Builder<'_> {
         let values = inputs * outputs;
         let blocks = values.div_ceil(64);
         let buffer = |shape: &[u64], dtype| torch.buffer(shape, dtype, Class::Buffers);
-        let mut state = vec![buffer(&[values.div_ceil(2), 1], DType::U8), buffer(&[16], DType::F32)];
+        let mut state = vec![
+            buffer(&[values.div_ceil(2), 1], DType::U8),
+            buffer(&[16], DType::F32),
+        ];
         match quant.double {
             false => state.push(buffer(&[blocks], DType::F32)),
             true => state.extend([
@@ -126,7 +141,11 @@ impl Builder<'_> {
                 buffer(&[], DType::F32),
             ]),
         }
-        Quantised { state, outputs, inputs }
+        Quantised {
+            state,
+            outputs,
+            inputs,
+        }
     }
 }
 
@@ -160,7 +179,9 @@ impl Linear {
 
     /// PEFT's `lora.Linear`: the input in the adapter's type, the sum in the result's.
     fn adapted(&self, torch: &Torch, x: &Tensor, result: Tensor) -> Made {
-        let Some(adapter) = &self.adapter else { return Ok(result) };
+        let Some(adapter) = &self.adapter else {
+            return Ok(result);
+        };
         let before = result.dtype;
         let change = adapter.change(torch, torch.to(x, adapter.a.dtype)?)?;
         torch.to(torch.add(result, change)?, before)
@@ -168,7 +189,9 @@ impl Linear {
 
     /// PEFT's `lora.Linear4bit`: the result is copied first, and casts are left to autocast where that is on.
     fn adapted_in_four_bits(&self, torch: &Torch, x: &Tensor, result: Tensor) -> Made {
-        let Some(adapter) = &self.adapter else { return Ok(result) };
+        let Some(adapter) = &self.adapter else {
+            return Ok(result);
+        };
         let result = torch.clone_of(&result)?;
         if torch.autocast().is_some() {
             let change = adapter.change(torch, x.clone())?;
@@ -193,7 +216,10 @@ impl Linear {
 
     /// The layer with another bias.
     pub fn with_bias(self, bias: Tensor) -> Linear {
-        Linear { bias: Some(bias), ..self }
+        Linear {
+            bias: Some(bias),
+            ..self
+        }
     }
 
     /// The weight, for a tied head.

@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use super::autograd::{self, Leaf};
 use super::checkpoint::{Hook, Replay};
+use super::family::cache::Cache;
 use super::family::{Call, Model};
 use super::optimizer::{self, Optimizer};
 use super::tape::{Class, EagerPhase, Origin};
@@ -45,7 +46,13 @@ pub fn dtype(of: crate::spec::torch::TorchDtype) -> DType {
 
 impl<'a> Trainer<'a> {
     /// The job's optimizer, made beside its model.
-    pub fn new(torch: &'a Torch, spec: &'a ModelSpec, options: &'a TorchOptions, model: Box<dyn Model>, trained: Vec<Tensor>) -> Trainer<'a> {
+    pub fn new(
+        torch: &'a Torch,
+        spec: &'a ModelSpec,
+        options: &'a TorchOptions,
+        model: Box<dyn Model>,
+        trained: Vec<Tensor>,
+    ) -> Trainer<'a> {
         let optimizer = match options.optimizer_in_backward {
             false => Some(optimizer::build(torch, &leaves(&trained), options)),
             true => {
@@ -62,6 +69,37 @@ impl<'a> Trainer<'a> {
             optimizer,
             outputs: std::cell::RefCell::default(),
         }
+    }
+
+    /// Leaves the job as after a step in which every parameter had a gradient: optimizer state is made, gradients are kept where they are kept.
+    /// Kept outputs are not made.
+    pub fn prime(&self) {
+        let leaves = leaves(&self.trained);
+        for leaf in &leaves {
+            let gradient = self.torch.plain("grad", leaf.shape.all(), leaf.dtype);
+            if let Some(storage) = &gradient.storage {
+                storage.is(Class::Grads);
+            }
+            *leaf.grad.borrow_mut() = Some(gradient);
+        }
+        match &self.optimizer {
+            Some(optimizer) => {
+                optimizer.step(self.torch, &leaves);
+                if self.options.set_to_none {
+                    leaves.into_iter().for_each(forget);
+                }
+            }
+            None => leaves.into_iter().for_each(|leaf| {
+                if let Some(hook) = &*leaf.hook.borrow() {
+                    hook(self.torch, leaf);
+                }
+            }),
+        }
+    }
+
+    /// Whether every parameter has had a gradient, as [`Trainer::prime`] takes for granted.
+    pub fn is_all_reached(&self) -> bool {
+        leaves(&self.trained).iter().all(|leaf| leaf.reached.get())
     }
 
     /// One step; `seen` is told of the moment at which the last forward pass has returned.
@@ -118,6 +156,7 @@ impl<'a> Trainer<'a> {
             spec: self.spec,
             options: o,
             ids,
+            cache: Cache::new(o),
             mask: o.attention_mask.then(|| new("ones")),
         };
         if o.activation_offload {
@@ -151,51 +190,60 @@ impl<'a> Trainer<'a> {
         Ok((hidden, logits))
     }
 
-    /// Labels moved by one position, padded; as they are for a masked model.
-    fn targets(&self, labels: &Tensor) -> Tensor {
+    /// Labels padded by one, and moved by one position: a copy, or a view of the padded where there is one sequence. As they are for a masked
+    /// model.
+    fn targets(&self, labels: &Tensor) -> Result<(Tensor, Tensor), Halt> {
         let (t, o) = (self.torch, self.options);
         if o.task == Task::MaskedLm {
-            return labels.clone();
+            return Ok((labels.clone(), labels.clone()));
         }
         let padded = t.plain("constant_pad_nd", &[o.batch, o.seq + 1], DType::I64);
-        let shifted = t.plain("clone", &[o.batch, o.seq], DType::I64);
-        drop(padded);
-        shifted
+        let shifted = t.contiguous(t.slice(&padded, 1, 1, o.seq + 1)?)?;
+        Ok((padded, shifted))
     }
 
     /// The model's own loss: logits in f32, cross entropy. The caller's `logits` live on in the outputs.
     fn own_loss(&self, call: &Call, labels: &Tensor) -> Outputs {
         let t = self.torch;
         let (_hidden, logits) = self.logits(call)?;
-        let loss = {
-            let wide = t.to(&logits, DType::F32)?;
-            let targets = self.targets(labels);
-            self.entropy(wide, &targets)?
-        };
-        Ok((vec![loss.clone(), logits], loss))
+        let wide = t.to(&logits, DType::F32)?;
+        let (_padded, targets) = self.targets(labels)?;
+        let loss = self.entropy(wide, &targets)?;
+        let mut outputs = call.cache.take();
+        outputs.extend([loss.clone(), logits]);
+        Ok((outputs, loss))
     }
 
     fn entropy(&self, logits: Tensor, targets: &Tensor) -> Made {
-        let flat = self.torch.reshape(&logits, &[logits.elements() / logits.shape.last(), logits.shape.last()])?;
+        let flat = self.torch.reshape(
+            &logits,
+            &[logits.elements() / logits.shape.last(), logits.shape.last()],
+        )?;
         drop(logits);
         self.torch.cross_entropy(&flat, targets)
     }
 
     fn plain_loss(&self, call: &Call, labels: &Tensor) -> Outputs {
         let (_, logits) = self.logits(call)?;
-        let targets = self.targets(labels);
+        let (_, targets) = self.targets(labels)?;
         let loss = self.entropy(logits.clone(), &targets)?;
-        Ok((vec![logits], loss))
+        let mut outputs = call.cache.take();
+        outputs.push(logits);
+        Ok((outputs, loss))
     }
 
     /// Head and cross entropy over chunks of tokens, each checkpointed; logits are never whole.
     fn chunked_loss(&self, call: &Call, labels: &Tensor) -> Outputs {
         let (t, o) = (self.torch, self.options);
         let hidden = self.model.hidden(t, call)?;
+        drop(call.cache.take());
         let tokens = o.batch * o.seq;
         let hidden = t.reshape(hidden, &[tokens, self.spec.hidden])?;
-        let targets = self.targets(labels);
-        let sizes: Vec<u64> = (0..tokens).step_by(CHUNK as usize).map(|from| CHUNK.min(tokens - from)).collect();
+        let (_, targets) = self.targets(labels)?;
+        let sizes: Vec<u64> = (0..tokens)
+            .step_by(CHUNK as usize)
+            .map(|from| CHUNK.min(tokens - from))
+            .collect();
         let chunks = t.split(&hidden, 0, &sizes)?;
         let targets = t.split(&t.reshape(targets, &[tokens])?, 0, &sizes)?;
         let mut total: Option<Tensor> = None;
@@ -230,12 +278,18 @@ fn each_its_own(torch: &Torch, trained: &[Tensor], options: &TorchOptions) {
 
 /// The parameters among these tensors.
 fn leaves(trained: &[Tensor]) -> Vec<&Leaf> {
-    trained.iter().filter_map(|param| param.leaf().map(|leaf| &**leaf)).collect()
+    trained
+        .iter()
+        .filter_map(|param| param.leaf().map(|leaf| &**leaf))
+        .collect()
 }
 
 /// Those that have a gradient: optimizers and clipping pass over the others.
 fn with_gradients(trained: &[Tensor]) -> Vec<&Leaf> {
-    leaves(trained).into_iter().filter(|leaf| leaf.grad.borrow().is_some()).collect()
+    leaves(trained)
+        .into_iter()
+        .filter(|leaf| leaf.grad.borrow().is_some())
+        .collect()
 }
 
 fn forget(leaf: &Leaf) {

@@ -2,68 +2,8 @@
 
 use std::cell::{Cell, RefCell};
 
+pub use super::class::{ByClass, CLASSES, Class, EagerPhase, Origin};
 use super::tensor::{DType, Dims};
-
-/// What device memory holds, by the names people use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Class {
-    /// Weights, frozen ones too.
-    Params,
-    /// Buffers of the model, 4-bit weights among them.
-    Buffers,
-    /// Gradients of weights.
-    Grads,
-    /// State of the optimizer.
-    OptimizerState,
-    /// Token ids, labels and masks.
-    Inputs,
-    /// Copies of weights in autocast's type.
-    AutocastWeightCopies,
-    /// Made in the forward pass and kept for the backward pass.
-    SavedActivations,
-    /// Tensors of tokens by vocabulary.
-    LogitsAndLoss,
-    /// Made again in the backward pass by checkpointing.
-    RecomputedActivations,
-    /// Gradients of activations and other temporaries of the backward pass.
-    BackwardTemp,
-    /// Temporaries of the forward pass.
-    ForwardTemp,
-    /// Temporaries of the optimizer.
-    OptimizerTemp,
-    /// Anything else.
-    Other,
-}
-
-/// Part of a training step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum EagerPhase {
-    /// Before the forward pass.
-    Start,
-    /// Forward pass and loss.
-    Forward,
-    /// Backward pass.
-    Backward,
-    /// Clipping, update, zeroing.
-    Optimizer,
-    /// After it.
-    End,
-}
-
-/// Where in the model an op stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Origin {
-    /// Token and position embeddings.
-    Embed,
-    /// A layer.
-    Layer(u32),
-    /// The output projection.
-    LmHead,
-    /// Final norm, rotary tables, masks, loss.
-    Other,
-}
 
 /// One live allocation.
 #[derive(Debug, Clone)]
@@ -83,12 +23,6 @@ pub struct Block {
     /// In which part of the step it was made.
     pub phase: EagerPhase,
 }
-
-/// Bytes by class, in the order of [`Class`]; differences may be negative.
-pub type ByClass = [i64; CLASSES];
-
-/// Number of classes.
-pub const CLASSES: usize = Class::Other as usize + 1;
 
 /// A stretch of the step in one part and one place of the model: what it changes, and how far it rises above its start.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -260,7 +194,12 @@ impl Tape {
 
     /// The blocks at the peak since the restart, where they were asked for.
     pub fn at_peak(&self) -> Vec<Block> {
-        self.state.borrow_mut().peak.alive.take().unwrap_or_default()
+        self.state
+            .borrow_mut()
+            .peak
+            .alive
+            .take()
+            .unwrap_or_default()
     }
 
     /// How many events there have been since the restart, where they were asked for.
@@ -298,7 +237,11 @@ impl Tape {
 
     pub(super) fn class(&self, id: u64) -> Option<Class> {
         let state = self.state.borrow();
-        state.blocks.get(id as usize)?.as_ref().map(|block| block.class)
+        state
+            .blocks
+            .get(id as usize)?
+            .as_ref()
+            .map(|block| block.class)
     }
 
     pub(super) fn classify(&self, id: u64, class: Class) {
@@ -314,7 +257,11 @@ impl Tape {
     fn class_of(&self, shape: Dims) -> Class {
         let logits = self.logits.get();
         match self.phase.get() {
-            EagerPhase::Forward | EagerPhase::Backward if logits > 0 && shape.elements() == logits => Class::LogitsAndLoss,
+            EagerPhase::Forward | EagerPhase::Backward
+                if logits > 0 && shape.elements() == logits =>
+            {
+                Class::LogitsAndLoss
+            }
             EagerPhase::Forward => Class::ForwardTemp,
             EagerPhase::Backward if self.recomputing.get() => Class::RecomputedActivations,
             EagerPhase::Backward => Class::BackwardTemp,
@@ -327,7 +274,10 @@ impl Tape {
 impl State {
     /// Starts a segment where part or place have changed.
     fn stand(&mut self, phase: EagerPhase, origin: Origin) {
-        let same = self.segments.last().is_some_and(|s| s.phase == phase && s.origin == origin);
+        let same = self
+            .segments
+            .last()
+            .is_some_and(|s| s.phase == phase && s.origin == origin);
         if !same {
             self.segments.push(Segment::new(phase, origin));
             self.above = 0;
@@ -390,8 +340,12 @@ impl State {
     }
 
     fn classify(&mut self, id: u64, class: impl Fn(Class) -> Option<Class>) {
-        let Some(Some(block)) = self.blocks.get_mut(id as usize) else { return };
-        let Some(class) = class(block.class) else { return };
+        let Some(Some(block)) = self.blocks.get_mut(id as usize) else {
+            return;
+        };
+        let Some(class) = class(block.class) else {
+            return;
+        };
         let (before, bytes) = (block.class, block.bytes as i64);
         block.class = class;
         self.change(before, -bytes);

@@ -206,6 +206,7 @@ impl Torch {
             shape: tensor.shape,
             dtype: tensor.dtype,
             grad: RefCell::new(None),
+            reached: Cell::new(false),
             hook: RefCell::new(None),
         };
         Tensor::of(Inner {
@@ -236,10 +237,15 @@ impl Torch {
         if !tensor.dtype.is_float() || tensor.dtype == to {
             return Ok(tensor.clone());
         }
-        let cached = tensor.leaf().filter(|_| tensor.dtype == DType::F32 && tensor.views == 0);
+        let cached = tensor
+            .leaf()
+            .filter(|_| tensor.dtype == DType::F32 && tensor.views == 0);
         let Some(leaf) = cached else {
             let cast = self.to(tensor, to)?;
-            if tensor.storage.as_ref().is_some_and(|s| s.class() == Some(Class::Params))
+            if tensor
+                .storage
+                .as_ref()
+                .is_some_and(|s| s.class() == Some(Class::Params))
                 && let Some(storage) = &cast.storage
             {
                 storage.is(Class::AutocastWeightCopies);

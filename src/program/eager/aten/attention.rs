@@ -2,7 +2,8 @@
 
 use std::borrow::Borrow;
 
-use crate::program::eager::autograd::{Maybe, Recording};
+use crate::program::eager::autograd::Maybe;
+use crate::program::eager::recording::Recording;
 use crate::program::eager::tensor::{DType, Dims, Tensor};
 use crate::program::eager::torch::{Halt, Made, Torch};
 
@@ -23,7 +24,13 @@ pub struct Sdpa {
 impl Torch {
     /// `F.scaled_dot_product_attention(q, k, v)` of (B, heads, T, D): flash for 16-bit tensors without a mask, memory-efficient
     /// with one or in f32, and plain matrix products for grouped heads in f32.
-    pub fn attention(&self, q: impl Borrow<Tensor>, k: impl Borrow<Tensor>, v: impl Borrow<Tensor>, how: &Sdpa) -> Made {
+    pub fn attention(
+        &self,
+        q: impl Borrow<Tensor>,
+        k: impl Borrow<Tensor>,
+        v: impl Borrow<Tensor>,
+        how: &Sdpa,
+    ) -> Made {
         // Autocast casts arguments from the last to the first.
         let (v, k) = (self.lowered(v.borrow())?, self.lowered(k.borrow())?);
         let q = self.lowered(q.borrow())?;
@@ -54,7 +61,11 @@ impl Torch {
         }
         let wide = width.next_multiple_of(8);
         let made = {
-            let [q, k, v] = [self.padded(q, wide)?, self.padded(k, wide)?, self.padded(v, wide)?];
+            let [q, k, v] = [
+                self.padded(q, wide)?,
+                self.padded(k, wide)?,
+                self.padded(v, wide)?,
+            ];
             self.flash(&q, &k, &v)?
         };
         self.slice(made, 3, 0, width)
@@ -87,7 +98,9 @@ impl Torch {
 
     /// What attention made before, where a selective checkpoint kept it.
     fn selectable(&self, make: impl FnOnce() -> Vec<Tensor>) -> Vec<Tensor> {
-        let Some(selected) = self.selected() else { return make() };
+        let Some(selected) = self.selected() else {
+            return make();
+        };
         if let Some(kept) = selected.replayed() {
             return kept;
         }
@@ -118,7 +131,10 @@ impl Torch {
         });
         let formula = |torch: &Torch, _: &[Maybe], saved: &[Tensor]| -> Result<Vec<Maybe>, Halt> {
             torch.op("_scaled_dot_product_flash_attention_backward");
-            Ok(saved[..3].iter().map(|t| Some(torch.empty_like(t, t.dtype))).collect())
+            Ok(saved[..3]
+                .iter()
+                .map(|t| Some(torch.empty_like(t, t.dtype)))
+                .collect())
         };
         let made = record.finish_all(made, &[true; 4], Box::new(formula))?;
         made.into_iter().next().ok_or(Halt::Lost)
@@ -135,7 +151,11 @@ impl Torch {
         let keys = mask.shape.last();
         match keys.is_multiple_of(8) {
             true => mask.clone(),
-            false => self.plain("constant_pad_nd", mask.shape.with_last(keys + 8 - keys % 8).all(), mask.dtype),
+            false => self.plain(
+                "constant_pad_nd",
+                mask.shape.with_last(keys + 8 - keys % 8).all(),
+                mask.dtype,
+            ),
         }
     }
 
@@ -176,7 +196,11 @@ impl Torch {
     /// made in the type of the inputs.
     fn math(&self, q: &Tensor, k: &Tensor, v: &Tensor, how: &Sdpa) -> Made {
         let (dtype, rows) = (q.dtype, q.shape.all()[2]);
-        let [q, k, v] = [self.to(q, DType::F32)?, self.to(k, DType::F32)?, self.to(v, DType::F32)?];
+        let [q, k, v] = [
+            self.to(q, DType::F32)?,
+            self.to(k, DType::F32)?,
+            self.to(v, DType::F32)?,
+        ];
         let mask = match (&how.mask, how.causal) {
             (Some(mask), _) => Some(mask.clone()),
             (None, true) => Some(self.causal_bias(rows, k.shape.all()[2], q.dtype)?),
@@ -205,7 +229,10 @@ impl Torch {
     /// `repeat_interleave` of key heads: a copy.
     fn interleaved(&self, x: &Tensor, group: u64) -> Made {
         let sizes = x.shape.all().to_vec();
-        let wide = self.expand(self.unsqueeze(x, 2)?, &[sizes[0], sizes[1], group, sizes[2], sizes[3]])?;
+        let wide = self.expand(
+            self.unsqueeze(x, 2)?,
+            &[sizes[0], sizes[1], group, sizes[2], sizes[3]],
+        )?;
         self.reshape(wide, &[sizes[0], sizes[1] * group, sizes[2], sizes[3]])
     }
 

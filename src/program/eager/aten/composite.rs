@@ -1,6 +1,7 @@
 //! Activations as model code spells them: one operation, or composed of several.
 
-use crate::program::eager::autograd::{Maybe, Recording};
+use crate::program::eager::autograd::Maybe;
+use crate::program::eager::recording::Recording;
 use crate::program::eager::tensor::Tensor;
 use crate::program::eager::torch::{Halt, Made, Torch};
 use crate::spec::model::{Activation, Mlp, Spelling};

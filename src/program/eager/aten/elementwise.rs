@@ -2,7 +2,8 @@
 
 use std::borrow::Borrow;
 
-use crate::program::eager::autograd::{Maybe, Recording};
+use crate::program::eager::autograd::Maybe;
+use crate::program::eager::recording::Recording;
 use crate::program::eager::tensor::{DType, Dims, Tensor};
 use crate::program::eager::torch::{Halt, Made, Torch};
 
@@ -28,7 +29,11 @@ impl Torch {
         let record = Recording::new(self, "add", &[a, b]);
         self.op("add");
         let made = self.joined(a, b);
-        record.finish(made, false, Box::new(|_, g, _| Ok(vec![g[0].clone(), g[0].clone()])))
+        record.finish(
+            made,
+            false,
+            Box::new(|_, g, _| Ok(vec![g[0].clone(), g[0].clone()])),
+        )
     }
 
     /// `a * b`; each factor is saved for the other's gradient.
@@ -46,9 +51,12 @@ impl Torch {
         self.op("mul");
         let made = self.joined(a, b);
         let formula = move |torch: &Torch, g: &[Maybe], saved: &[Tensor]| -> Gradients {
-            let Some(g) = &g[0] else { return Ok(Vec::new()) };
+            let Some(g) = &g[0] else {
+                return Ok(Vec::new());
+            };
             let mut saved = saved.iter();
-            let mut product = |needed: bool| match (needed, needed.then(|| saved.next()).flatten()) {
+            let mut product = |needed: bool| match (needed, needed.then(|| saved.next()).flatten())
+            {
                 (true, Some(other)) => torch.mul(g, other).map(Some),
                 _ => Ok(None),
             };
@@ -125,7 +133,9 @@ impl Torch {
     /// `softmax(x, -1)`, of `x` cast to `dtype` where one is given.
     pub fn softmax(&self, x: impl Borrow<Tensor>, dtype: Option<DType>) -> Made {
         let x = match dtype.or(self.autocast().map(|_| DType::F32)) {
-            Some(DType::F32) if x.borrow().dtype == DType::F16 => return self.widening_softmax(x.borrow()),
+            Some(DType::F32) if x.borrow().dtype == DType::F16 => {
+                return self.widening_softmax(x.borrow());
+            }
             Some(dtype) => self.to(x, dtype)?,
             None => x.borrow().clone(),
         };
@@ -153,7 +163,9 @@ impl Torch {
         self.op("pow");
         let made = self.empty_like(&x, x.dtype);
         let formula = move |torch: &Torch, g: &[Maybe], saved: &[Tensor]| -> Gradients {
-            let Some(g) = &g[0] else { return Ok(Vec::new()) };
+            let Some(g) = &g[0] else {
+                return Ok(Vec::new());
+            };
             torch.op("pow");
             let power = torch.empty_like(&saved[0], saved[0].dtype);
             let slope = torch.scaled(&power)?;
@@ -169,7 +181,9 @@ impl Torch {
         self.op("rsqrt");
         let made = self.empty_like(&x, x.dtype);
         let formula = |torch: &Torch, g: &[Maybe], saved: &[Tensor]| -> Gradients {
-            let Some(g) = &g[0] else { return Ok(Vec::new()) };
+            let Some(g) = &g[0] else {
+                return Ok(Vec::new());
+            };
             let half = torch.scaled(g)?;
             torch.op("pow");
             let cube = torch.empty_like(&saved[0], saved[0].dtype);
@@ -186,7 +200,9 @@ impl Torch {
         let made = self.empty(x.shape.with_last(1), x.dtype);
         let shape = x.shape;
         let formula = move |torch: &Torch, g: &[Maybe], _: &[Tensor]| -> Gradients {
-            let Some(g) = &g[0] else { return Ok(Vec::new()) };
+            let Some(g) = &g[0] else {
+                return Ok(Vec::new());
+            };
             torch.op("div");
             Ok(vec![Some(torch.empty(shape, g.dtype))])
         };

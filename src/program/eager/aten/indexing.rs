@@ -1,6 +1,7 @@
 //! Choosing elements: by a condition, by indices, by rank.
 
-use crate::program::eager::autograd::{Maybe, Recording};
+use crate::program::eager::autograd::Maybe;
+use crate::program::eager::recording::Recording;
 use crate::program::eager::tensor::{DType, Dims, Tensor};
 use crate::program::eager::torch::{Halt, Made, Torch};
 

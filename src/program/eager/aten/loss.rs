@@ -2,7 +2,8 @@
 
 use std::borrow::Borrow;
 
-use crate::program::eager::autograd::{Maybe, Recording};
+use crate::program::eager::autograd::Maybe;
+use crate::program::eager::recording::Recording;
 use crate::program::eager::tensor::{DType, Dims, Tensor};
 use crate::program::eager::torch::{Halt, Made, Torch};
 

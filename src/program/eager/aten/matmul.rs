@@ -2,45 +2,48 @@
 
 use std::borrow::Borrow;
 
-use crate::program::eager::autograd::{Maybe, Recording};
-use crate::program::eager::tensor::{Dims, Inner, Tensor};
+use crate::program::eager::autograd::Maybe;
+use crate::program::eager::recording::Recording;
+use crate::program::eager::tensor::{DType, Dims, Tensor};
 use crate::program::eager::torch::{Halt, Made, Torch};
 
 impl Torch {
     /// `F.linear(x, weight (O, I), bias)`, or with `turned` the `addmm` of GPT-2's `Conv1D` whose weight is (I, O). `x` is saved for the
     /// weight's gradient, the weight for `x`'s.
-    pub fn linear(&self, x: impl Borrow<Tensor>, weight: &Tensor, bias: Option<&Tensor>, turned: bool) -> Made {
-        // Autocast casts the arguments of a call from the last to the first: (x, weight, bias), or `addmm`'s (bias, x, weight).
-        let lowered_bias = || bias.map(|bias| self.lowered(bias)).transpose();
-        let (x, weight, bias) = match turned {
-            false => {
-                let (bias, weight) = (lowered_bias()?, self.lowered(weight)?);
-                (self.lowered(x.borrow())?, weight, bias)
-            }
-            true => {
-                let weight = self.lowered(weight)?;
-                (self.lowered(x.borrow())?, weight, lowered_bias()?)
-            }
-        };
+    pub fn linear(
+        &self,
+        x: impl Borrow<Tensor>,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+        turned: bool,
+    ) -> Made {
+        let (x, weight, bias) = self.lowered_arguments(x.borrow(), weight, bias, turned)?;
         let x = self.contiguous(x)?;
         let inputs: Vec<&Tensor> = [&x, &weight].into_iter().chain(&bias).collect();
         let mut record = Recording::new(self, "mm", &inputs);
-        let needs = [record.needs(0), record.needs(1), bias.is_some() && record.needs(2)];
+        let needs = [
+            record.needs(0),
+            record.needs(1),
+            bias.is_some() && record.needs(2),
+        ];
         if needs[1] {
             record.save(&x)?;
         }
         if needs[0] {
             record.save(&weight)?;
         }
-        let sizes = weight.shape.all();
-        let (wide, rows) = (sizes[usize::from(turned)], x.elements() / x.shape.last().max(1));
+        let wide = weight.shape.all()[usize::from(turned)];
         let name = if bias.is_some() { "addmm" } else { "mm" };
-        let made = self.product(name, x.shape.with_last(wide), &[rows, wide], x.dtype);
+        let made = self.product(name, x.shape.with_last(wide), x.dtype);
         let (x_shape, w_shape) = (x.shape, weight.shape);
         let formula = move |torch: &Torch, g: &[Maybe], _: &[Tensor]| {
-            let Some(g) = &g[0] else { return Ok(Vec::new()) };
+            let Some(g) = &g[0] else {
+                return Ok(Vec::new());
+            };
             // The gradient is seen as a matrix: a copy where its layout does not allow that.
-            let g = torch.reshape(g, g.shape.all()).and_then(|g| torch.contiguous(g))?;
+            let g = torch
+                .reshape(g, g.shape.all())
+                .and_then(|g| torch.contiguous(g))?;
             let made = |needed: bool, name, shape: Dims| {
                 needed.then(|| {
                     torch.op(name);
@@ -49,15 +52,32 @@ impl Torch {
             };
             let bias = made(needs[2], "sum", Dims::new(&[wide]));
             let x = made(needs[0], "mm", x_shape);
-            // The weight was turned for the product, and its gradient is turned back twice: a view of a view.
-            let weight = made(needs[1], "mm", w_shape).map(|g| turned_twice(&g));
+            let weight = made(needs[1], "mm", w_shape);
             Ok(vec![x, weight, bias])
         };
         record.finish(made, false, Box::new(formula))
     }
 
+    /// Input, weight and bias in autocast's type. Arguments are cast from the last to the first: of (x, weight, bias), or of `addmm`'s (bias, x,
+    /// weight).
+    fn lowered_arguments(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+        turned: bool,
+    ) -> Result<(Tensor, Tensor, Maybe), Halt> {
+        let lowered_bias = || bias.map(|bias| self.lowered(bias)).transpose();
+        if turned {
+            let weight = self.lowered(weight)?;
+            return Ok((self.lowered(x)?, weight, lowered_bias()?));
+        }
+        let (bias, weight) = (lowered_bias()?, self.lowered(weight)?);
+        Ok((self.lowered(x)?, weight, bias))
+    }
+
     /// The result of a product; a selective checkpoint may hold it already.
-    fn product(&self, name: &'static str, shape: Dims, sizes: &[u64], dtype: crate::program::eager::tensor::DType) -> Tensor {
+    fn product(&self, name: &'static str, shape: Dims, dtype: DType) -> Tensor {
         let selected = self.selected().filter(|s| s.matmul);
         if let Some(kept) = selected.as_ref().and_then(|s| s.replayed())
             && let Some(tensor) = kept.into_iter().next()
@@ -65,7 +85,6 @@ impl Torch {
             return tensor;
         }
         self.op(name);
-        let _ = sizes;
         let made = self.empty(shape, dtype);
         if let Some(selected) = selected {
             self.keep(&made);
@@ -96,10 +115,12 @@ impl Torch {
             record.save(&b)?;
         }
         let shape = a.shape.with_last(b.shape.last());
-        let made = self.product("bmm", shape, &[], a.dtype);
+        let made = self.product("bmm", shape, a.dtype);
         let (a_shape, b_shape) = (a.shape, b.shape);
         let formula = move |torch: &Torch, g: &[Maybe], _: &[Tensor]| -> Result<Vec<Maybe>, Halt> {
-            let Some(g) = &g[0] else { return Ok(Vec::new()) };
+            let Some(g) = &g[0] else {
+                return Ok(Vec::new());
+            };
             let g = torch.batched(g.clone())?;
             let made = |needed: bool, shape: Dims| {
                 needed.then(|| {
@@ -136,18 +157,12 @@ impl Torch {
         self.op("mm");
         let made = self.empty(x.shape.with_last(outputs), x.dtype);
         let formula = move |torch: &Torch, g: &[Maybe], _: &[Tensor]| {
-            let Some(g) = &g[0] else { return Ok(Vec::new()) };
+            let Some(g) = &g[0] else {
+                return Ok(Vec::new());
+            };
             torch.op("mm");
             Ok(vec![Some(torch.empty(g.shape.with_last(inputs), g.dtype))])
         };
         record.finish(made, false, Box::new(formula))
     }
-}
-
-/// A gradient as it is after two transpositions.
-fn turned_twice(gradient: &Tensor) -> Tensor {
-    Tensor::of(Inner {
-        views: 2,
-        ..gradient.view(gradient.shape, gradient.strides)
-    })
 }

@@ -2,7 +2,8 @@
 
 use std::borrow::Borrow;
 
-use crate::program::eager::autograd::{Maybe, Recording};
+use crate::program::eager::autograd::Maybe;
+use crate::program::eager::recording::Recording;
 use crate::program::eager::tensor::{DType, Tensor};
 use crate::program::eager::torch::{Halt, Made, Torch};
 
@@ -21,16 +22,23 @@ impl Torch {
         // Statistics are in f32, whatever the input is.
         let [mean, rstd] = [(); 2].map(|()| self.empty(x.shape.with_last(1), DType::F32));
         let shapes = [x.shape, weight.shape, bias.shape];
-        let formula = move |torch: &Torch, g: &[Maybe], saved: &[Tensor]| -> Result<Vec<Maybe>, Halt> {
-            let Some(g) = &g[0] else { return Ok(Vec::new()) };
-            torch.op("native_layer_norm_backward");
-            let made = |i: usize| {
-                let dtype = if i == 0 { g.dtype } else { saved[2].dtype };
-                needs[i].then(|| torch.empty(shapes[i], dtype))
+        let formula =
+            move |torch: &Torch, g: &[Maybe], saved: &[Tensor]| -> Result<Vec<Maybe>, Halt> {
+                let Some(g) = &g[0] else {
+                    return Ok(Vec::new());
+                };
+                torch.op("native_layer_norm_backward");
+                let made = |i: usize| {
+                    let dtype = if i == 0 { g.dtype } else { saved[2].dtype };
+                    needs[i].then(|| torch.empty(shapes[i], dtype))
+                };
+                Ok((0..3).map(made).collect())
             };
-            Ok((0..3).map(made).collect())
-        };
-        let made = record.finish_all(vec![made, mean, rstd], &[false, true, true], Box::new(formula))?;
+        let made = record.finish_all(
+            vec![made, mean, rstd],
+            &[false, true, true],
+            Box::new(formula),
+        )?;
         made.into_iter().next().ok_or(Halt::Lost)
     }
 

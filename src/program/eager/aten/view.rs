@@ -2,7 +2,7 @@
 
 use std::borrow::Borrow;
 
-use crate::program::eager::autograd::Recording;
+use crate::program::eager::recording::Recording;
 use crate::program::eager::tensor::{DType, Dims, Inner, Tensor};
 use crate::program::eager::torch::{Halt, Made, Torch};
 
@@ -65,7 +65,9 @@ impl Torch {
             }
         }
         let before = x.shape;
-        self.viewing(x, x.view(shape, strides), move |torch, g| torch.sum_to(g.clone(), before))
+        self.viewing(x, x.view(shape, strides), move |torch, g| {
+            torch.sum_to(g.clone(), before)
+        })
     }
 
     /// `x[..., from:to]` along dimension `at`; the gradient of the whole is made of zeros.
@@ -84,7 +86,12 @@ impl Torch {
     }
 
     /// `x.split(sizes, at)`; the gradients are put together again by one concatenation.
-    pub fn split(&self, x: impl Borrow<Tensor>, at: usize, sizes: &[u64]) -> Result<Vec<Tensor>, Halt> {
+    pub fn split(
+        &self,
+        x: impl Borrow<Tensor>,
+        at: usize,
+        sizes: &[u64],
+    ) -> Result<Vec<Tensor>, Halt> {
         let x = x.borrow();
         let parts: Vec<Tensor> = sizes
             .iter()
@@ -95,11 +102,17 @@ impl Torch {
         let save = vec![false; parts.len()];
         let shapes: Vec<Dims> = parts.iter().map(|p| p.shape).collect();
         let formula = move |torch: &Torch, gradients: &[Option<Tensor>], _: &[Tensor]| {
-            let dtype = gradients.iter().flatten().next().map_or(DType::F32, |g| g.dtype);
+            let dtype = gradients
+                .iter()
+                .flatten()
+                .next()
+                .map_or(DType::F32, |g| g.dtype);
             // A part nobody used counts as zeros.
             let missing = gradients.iter().zip(&shapes).filter(|(g, _)| g.is_none());
             torch.op("zeros");
-            let zeros: Vec<Tensor> = missing.map(|(_, shape)| torch.empty(*shape, dtype)).collect();
+            let zeros: Vec<Tensor> = missing
+                .map(|(_, shape)| torch.empty(*shape, dtype))
+                .collect();
             torch.op("cat");
             let made = torch.empty(before, dtype);
             drop(zeros);
@@ -144,20 +157,26 @@ impl Torch {
         let made = self.empty_like(x, dtype);
         let before = x.dtype;
         let formula = move |torch: &Torch, g: &[Option<Tensor>], _: &[Tensor]| {
-            Ok(vec![g[0].as_ref().map(|g| torch.to(g, before)).transpose()?])
+            Ok(vec![
+                g[0].as_ref().map(|g| torch.to(g, before)).transpose()?,
+            ])
         };
         record.finish(made, false, Box::new(formula))
     }
 
     /// `torch.cat(parts, at)`; the gradients of the parts are views of one gradient.
     pub fn cat(&self, parts: &[&Tensor], at: usize) -> Made {
-        let dtype = parts.iter().fold(parts[0].dtype, |d, p| d.promoted(p.dtype));
+        let dtype = parts
+            .iter()
+            .fold(parts[0].dtype, |d, p| d.promoted(p.dtype));
         let sizes: Vec<u64> = parts.iter().map(|p| p.shape.all()[at]).collect();
         let record = Recording::new(self, "cat", parts);
         self.op("cat");
         let made = self.empty(parts[0].shape.with(at, sizes.iter().sum()), dtype);
         let formula = move |torch: &Torch, g: &[Option<Tensor>], _: &[Tensor]| {
-            let Some(g) = &g[0] else { return Ok(Vec::new()) };
+            let Some(g) = &g[0] else {
+                return Ok(Vec::new());
+            };
             let part = |&size: &u64| {
                 let view = g.view(g.shape.with(at, size), g.strides);
                 let _ = torch;

@@ -24,7 +24,12 @@ pub struct Asked {
 ///
 /// # Errors
 /// Where an operation halts.
-pub fn tables(t: &Torch, frequencies: &Tensor, hidden: &Tensor, positions: &Tensor) -> Result<[Tensor; 2], Halt> {
+pub fn tables(
+    t: &Torch,
+    frequencies: &Tensor,
+    hidden: &Tensor,
+    positions: &Tensor,
+) -> Result<[Tensor; 2], Halt> {
     let before = t.set_grad(false);
     let autocast = t.pause_autocast();
     let made = cosines(t, frequencies, hidden, positions);
@@ -33,7 +38,12 @@ pub fn tables(t: &Torch, frequencies: &Tensor, hidden: &Tensor, positions: &Tens
     made
 }
 
-fn cosines(t: &Torch, frequencies: &Tensor, hidden: &Tensor, positions: &Tensor) -> Result<[Tensor; 2], Halt> {
+fn cosines(
+    t: &Torch,
+    frequencies: &Tensor,
+    hidden: &Tensor,
+    positions: &Tensor,
+) -> Result<[Tensor; 2], Halt> {
     let (half, seq) = (frequencies.shape.last(), positions.shape.last());
     let positions = t.plain("_to_copy", &[1, 1, seq], DType::F32);
     let angles = t.plain("bmm", &[1, half, seq], DType::F32);
@@ -52,7 +62,12 @@ fn cosines(t: &Torch, frequencies: &Tensor, hidden: &Tensor, positions: &Tensor)
 ///
 /// # Errors
 /// Where an operation halts.
-pub fn rotated(t: &Torch, q: &Tensor, k: &Tensor, rotary: &[Tensor; 2]) -> Result<(Tensor, Tensor), Halt> {
+pub fn rotated(
+    t: &Torch,
+    q: &Tensor,
+    k: &Tensor,
+    rotary: &[Tensor; 2],
+) -> Result<(Tensor, Tensor), Halt> {
     let (cos, sin) = (t.unsqueeze(&rotary[0], 1)?, t.unsqueeze(&rotary[1], 1)?);
     let one = |x: &Tensor| {
         let straight = t.mul(x, &cos)?;
@@ -85,7 +100,12 @@ fn repeated(t: &Torch, x: &Tensor, group: u64) -> Made {
 ///
 /// # Errors
 /// Where an operation halts.
-pub fn attend(t: &Torch, how: Attn, [q, k, v]: [&Tensor; 3], asked: &Asked) -> Result<(Tensor, Option<Tensor>), Halt> {
+pub fn attend(
+    t: &Torch,
+    how: Attn,
+    [q, k, v]: [&Tensor; 3],
+    asked: &Asked,
+) -> Result<(Tensor, Option<Tensor>), Halt> {
     match how {
         Attn::Sdpa => Ok((sdpa(t, [q, k, v], asked)?, None)),
         Attn::Eager => {

@@ -18,6 +18,11 @@ impl Cache {
         Cache(on.then(Rc::default))
     }
 
+    /// All that is kept, which is forgotten.
+    pub fn take(&self) -> Vec<Tensor> {
+        self.0.as_ref().map(|kept| kept.take()).unwrap_or_default()
+    }
+
     /// Keys or values (B, heads, T, D) behind those of the cache, which has none yet.
     ///
     /// # Errors

@@ -185,7 +185,7 @@ impl Block {
 
 impl Model for Gpt2 {
     fn hidden(&self, t: &Torch, call: &Call) -> Made {
-        let cache = Cache::new(call.options);
+        let cache = call.cache.clone();
         let embedded = t.within(Origin::Embed, || t.embedding(&call.ids, &self.tokens))?;
         let embedded = reached(t, call.options, embedded);
         let positions = t.plain("arange", &[1, call.options.seq], DType::I64);

@@ -63,14 +63,24 @@ impl Llama {
     /// The model with its parameters.
     pub fn new(b: &Builder, spec: &ModelSpec, attn: Attn) -> Llama {
         let embedding = b.parameter(&[spec.vocab, spec.hidden]);
-        let layers = (0..spec.layers).map(|_| Rc::new(Layer::new(b, spec, attn))).collect();
+        let layers = (0..spec.layers)
+            .map(|_| Rc::new(Layer::new(b, spec, attn)))
+            .collect();
         let norm = RmsNorm::new(b, spec.hidden);
-        let frequencies = b.torch.buffer(&[spec.head_dim / 2], DType::F32, Class::Buffers);
+        let frequencies = b
+            .torch
+            .buffer(&[spec.head_dim / 2], DType::F32, Class::Buffers);
         let head = match spec.tied {
             true => Linear::tied_to(&embedding),
             false => b.linear("lm_head", spec.hidden, spec.vocab, false),
         };
-        Llama { embedding, frequencies, layers, norm, head }
+        Llama {
+            embedding,
+            frequencies,
+            layers,
+            norm,
+            head,
+        }
     }
 }
 
@@ -127,8 +137,20 @@ impl Layer {
     }
 
     /// One projection as heads (B, heads, T, D), normed where the family does.
-    fn heads(&self, t: &Torch, x: &Tensor, of: &Linear, norm: Option<&RmsNorm>, heads: u64) -> Made {
-        let sizes = [x.shape.all()[0], x.shape.all()[1], heads, self.shape.head_dim];
+    fn heads(
+        &self,
+        t: &Torch,
+        x: &Tensor,
+        of: &Linear,
+        norm: Option<&RmsNorm>,
+        heads: u64,
+    ) -> Made {
+        let sizes = [
+            x.shape.all()[0],
+            x.shape.all()[1],
+            heads,
+            self.shape.head_dim,
+        ];
         let mut x = t.reshape(of.call(t, x)?, &sizes)?;
         if let Some(norm) = norm {
             x = norm.call(t, &x)?;
@@ -136,7 +158,12 @@ impl Layer {
         t.transpose(x, 1, 2)
     }
 
-    fn attend(&self, t: &Torch, x: &Tensor, around: &Around) -> Result<(Tensor, Option<Tensor>), Halt> {
+    fn attend(
+        &self,
+        t: &Torch,
+        x: &Tensor,
+        around: &Around,
+    ) -> Result<(Tensor, Option<Tensor>), Halt> {
         let s = self.shape;
         let (batch, seq) = (x.shape.all()[0], x.shape.all()[1]);
         let mut q = self.heads(t, x, &self.q, self.q_norm.as_ref(), s.heads)?;
@@ -168,13 +195,15 @@ impl Model for Llama {
         let around = Rc::new(Around {
             mask,
             rotary,
-            cache: Cache::new(call.options),
+            cache: call.cache.clone(),
             _positions: positions,
         });
         for (index, layer) in self.layers.iter().enumerate() {
             let (layer, around) = (layer.clone(), around.clone());
             let run: Replay = Rc::new(move |t, inputs| layer.call(t, &inputs[0], &around));
-            x = t.within(Origin::Layer(index as u32), || layered(t, call.options, index, run, &x))?;
+            x = t.within(Origin::Layer(index as u32), || {
+                layered(t, call.options, index, run, &x)
+            })?;
         }
         self.norm.call(t, &x)
     }

@@ -10,9 +10,18 @@ use crate::spec::torch::{Attn, Checkpointing};
 ///
 /// # Errors
 /// Where an operation halts.
-pub fn causal(torch: &Torch, call: &Call, dtype: DType, window: Option<u64>) -> Result<Option<Tensor>, Halt> {
+pub fn causal(
+    torch: &Torch,
+    call: &Call,
+    dtype: DType,
+    window: Option<u64>,
+) -> Result<Option<Tensor>, Halt> {
     let (batch, seq) = (call.options.batch, call.options.seq);
-    let padding = call.mask.as_ref().map(|mask| torch.to(mask, DType::Bool)).transpose()?;
+    let padding = call
+        .mask
+        .as_ref()
+        .map(|mask| torch.to(mask, DType::Bool))
+        .transpose()?;
     // Where keys and values are cached, positions are not searched.
     let caches = call.options.use_cache && call.options.checkpointing == Checkpointing::None;
     let packed = match padding {
@@ -26,7 +35,11 @@ pub fn causal(torch: &Torch, call: &Call, dtype: DType, window: Option<u64>) -> 
         }
         return Ok(None);
     }
-    let allowed = allowed(torch, (batch, seq), [packed.is_some(), padding.is_some(), window.is_some()]);
+    let allowed = allowed(
+        torch,
+        (batch, seq),
+        [packed.is_some(), padding.is_some(), window.is_some()],
+    );
     if sdpa {
         return Ok(Some(allowed));
     }

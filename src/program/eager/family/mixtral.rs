@@ -4,7 +4,7 @@
 use std::rc::Rc;
 
 use super::attention::tables;
-use super::cache::{Cache, reached};
+use super::cache::reached;
 use super::grouped::{Around, Grouped};
 use super::{Call, Model, layered, masks};
 use crate::program::eager::checkpoint::Replay;
@@ -180,7 +180,7 @@ impl Model for Mixtral {
             mask,
             rotary,
             positions,
-            cache: Cache::new(call.options),
+            cache: call.cache.clone(),
         };
         let mut hidden = embedded.clone();
         for (index, layer) in self.layers.iter().enumerate() {

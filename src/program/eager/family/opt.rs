@@ -183,7 +183,7 @@ impl Layer {
 
 impl Model for Opt {
     fn hidden(&self, t: &Torch, call: &Call) -> Made {
-        let cache = Cache::new(call.options);
+        let cache = call.cache.clone();
         let embedded = t.within(Origin::Embed, || t.embedding(&call.ids, &self.tokens))?;
         let embedded = reached(t, call.options, embedded);
         let positions = t.plain("arange", &[call.options.seq], DType::I64);

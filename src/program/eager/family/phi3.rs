@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use super::attention::{Asked, attend, tables};
-use super::cache::{Cache, reached};
+use super::cache::reached;
 use super::grouped::Around;
 use super::{Call, Model, layered, masks};
 use crate::program::eager::checkpoint::Replay;
@@ -203,7 +203,7 @@ impl Model for Phi3 {
             mask,
             rotary,
             positions,
-            cache: Cache::new(call.options),
+            cache: call.cache.clone(),
         };
         let mut hidden = embedded.clone();
         for (index, layer) in self.layers.iter().enumerate() {
