@@ -110,6 +110,52 @@ pub fn explain(spec: &ModelSpec, options: &TorchOptions) -> Result<Prediction> {
     })
 }
 
+/// All births and deaths of storages from the making of the model to the end of the second step, every layer run: for the replay of an
+/// allocator.
+///
+/// # Errors
+/// As [`predict`].
+pub fn events(spec: &ModelSpec, options: &TorchOptions) -> Result<Vec<tape::Event>> {
+    let torch = torch::Torch::default();
+    torch.tape().restart(false, true);
+    let trainer = trainer(&torch, spec, options);
+    for _ in 0..2 {
+        trainer.step(|| ()).map_err(|halt| halted(spec, halt))?;
+    }
+    Ok(torch.tape().take_events())
+}
+
+/// The job, ready to take steps.
+fn trainer<'a>(
+    torch: &'a torch::Torch,
+    spec: &'a ModelSpec,
+    options: &'a TorchOptions,
+) -> step::Trainer<'a> {
+    torch.adopt(options.habits);
+    torch
+        .tape()
+        .logits_have(options.batch * options.seq * spec.vocab);
+    let builder = nn::Builder {
+        torch,
+        dtype: step::dtype(options.param_dtype),
+        lora: options.lora.as_ref(),
+        quant: options.quant.as_ref(),
+        trained: RefCell::default(),
+    };
+    let model = family::build(&builder, spec, options);
+    let trained = builder.trained.into_inner();
+    step::Trainer::new(torch, spec, options, model, trained)
+}
+
+fn halted(spec: &ModelSpec, halt: torch::Halt) -> Error {
+    Error::value(
+        "job",
+        &spec.name,
+        format!("the interpreter halted: {halt:?}"),
+        "report it",
+    )
+}
+
 /// A run of two steps.
 struct Run {
     outline: fold::Outline,
@@ -120,25 +166,8 @@ struct Run {
 fn run(spec: &ModelSpec, options: &TorchOptions, detailed: bool) -> Result<Run> {
     let torch = torch::Torch::default();
     let tape = torch.tape();
-    tape.logits_have(options.batch * options.seq * spec.vocab);
-    let builder = nn::Builder {
-        torch: &torch,
-        dtype: step::dtype(options.param_dtype),
-        lora: options.lora.as_ref(),
-        quant: options.quant.as_ref(),
-        trained: RefCell::default(),
-    };
-    let model = family::build(&builder, spec, options);
-    let trained = builder.trained.into_inner();
-    let trainer = step::Trainer::new(&torch, spec, options, model, trained);
-    let halted = |halt| {
-        Error::value(
-            "job",
-            &spec.name,
-            format!("the interpreter halted: {halt:?}"),
-            "report it",
-        )
-    };
+    let trainer = trainer(&torch, spec, options);
+    let halted = |halt| halted(spec, halt);
     trainer.step(|| ()).map_err(halted)?;
     let start = tape.restart(detailed, false);
     let mut saved = Saved::default();
