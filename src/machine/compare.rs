@@ -219,7 +219,10 @@ fn row(case: &Case, prediction: &Prediction) -> Option<Row> {
         }),
         Target::Published { interval, figure } => {
             let interval = (*interval)?;
-            let predicted = figure.of(prediction);
+            let segments = figure
+                .sees_segments()
+                .then(|| Figure::segments(&case.model, &case.options).ok());
+            let predicted = figure.of(prediction, segments.flatten());
             let measured = nearest(predicted, interval);
             Some(Row {
                 counter: figure.counter,

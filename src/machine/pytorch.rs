@@ -112,7 +112,7 @@ pub fn answer(
     let gpu = device.map_or("", |device| device.name.as_str());
     let stated = device.and_then(context);
     let prediction = eager::predict(model, options)?;
-    let figure = |counter| Figure::new(counter, gpu, stated).of(&prediction);
+    let figure = |counter| Figure::new(counter, gpu, stated).of(&prediction, None);
     let (allocated, empty) = (figure(Counter::Allocated), figure(Counter::Process));
     let context = empty.saturating_sub(figure(Counter::Reserved));
     // A request larger than any device can serve leaves nothing to replay.

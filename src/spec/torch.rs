@@ -278,6 +278,27 @@ pub struct TorchOptions {
     pub convert_outputs_fp32: bool,
     /// `torch.autograd.graph.save_on_cpu()` around the forward pass.
     pub activation_offload: bool,
+    /// What published runs do otherwise; no key of the options.
+    #[serde(skip)]
+    pub habits: Habits,
+}
+
+/// How a real device, an older library or a loop of one's own differ from what the options describe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Habits {
+    /// The step's function names the model's output until it returns: logits live through backward pass and update.
+    pub named_outputs: bool,
+    /// Kernels' own buffers count: the dequantized weight of a 4-bit product, the fp32 gradient of flash attention's queries.
+    pub kernel_scratch: bool,
+    /// bitsandbytes before 0.44: 4-bit products save their inputs (`ctx.tensors = (A, B)`).
+    pub packed_saves_input: bool,
+    /// A GPU before Ampere: flash attention does not run on it.
+    pub no_flash: bool,
+    /// Key heads are repeated for every query head before attention, with a mask or without.
+    pub repeated_heads: bool,
+    /// Logits without their last position are copied for the loss, as model code did until the end of 2024
+    /// (`shift_logits = lm_logits[..., :-1, :].contiguous()`).
+    pub shifted_logits: bool,
 }
 
 impl Default for TorchOptions {
@@ -306,6 +327,7 @@ impl Default for TorchOptions {
             keep_outputs: false,
             convert_outputs_fp32: false,
             activation_offload: false,
+            habits: Habits::default(),
         }
     }
 }

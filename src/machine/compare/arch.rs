@@ -50,14 +50,21 @@ const NAMES: [(&str, &str, &str); 9] = [
     ),
 ];
 
-/// The model of a record, and what was assumed about it.
-pub(super) fn model(name: &str, arch: &Arch, seq: u64) -> Result<(ModelSpec, Vec<String>), Reason> {
+/// The model of a record, and what was assumed about it. With `joined` heads a gated decoder is of Phi 3's class, the one whose queries, keys
+/// and values are cut out of one product.
+pub(super) fn model(
+    name: &str,
+    arch: &Arch,
+    seq: u64,
+    joined: bool,
+) -> Result<(ModelSpec, Vec<String>), Reason> {
     let lower = name.to_lowercase();
     let known = NAMES.iter().find(|(part, class, _)| {
         let gated = matches!(*class, "llama" | "qwen2");
         lower.contains(part) && gated == arch.gated
     });
     let (class, note) = match (known, arch.gated) {
+        (_, true) if joined => ("phi3", "one matrix for queries, keys and values"),
         (Some((_, class, note)), _) => (*class, *note),
         (None, true) if arch.qkv_bias => ("qwen2", "unknown family: a decoder of Qwen 2's class"),
         (None, true) => ("llama", "unknown family: a decoder of Llama's class"),

@@ -2,7 +2,11 @@
 
 use serde::Serialize;
 
-use crate::program::eager::{Class, Prediction};
+use crate::error::Result;
+use crate::program::eager::requests::replayed;
+use crate::program::eager::{Class, EagerPhase, Prediction};
+use crate::spec::model::ModelSpec;
+use crate::spec::torch::TorchOptions;
 use crate::spec::units::Bytes;
 
 /// Workspaces of cuBLAS: the forward and the backward thread have a handle each.
@@ -62,10 +66,33 @@ pub struct Figure {
     pub counter: Counter,
     /// Held beside the step's tensors all the time: workspaces, master weights.
     pub beside: Bytes,
+    /// Held beside them while the update runs.
+    pub in_update: Bytes,
     /// The process's context.
     pub context: Bytes,
     /// The optimizer's state lies elsewhere.
     pub state_elsewhere: bool,
+    /// Parts were profiled and added up, each at its own highest: weights, gradients, state, activations of the forward pass.
+    pub parts: bool,
+    /// 16-bit adapters trained by ZeRO: fp32 weights and moments beside them, and in the update what it makes of the gradients.
+    pub zero: bool,
+    /// Gradients die in the backward pass.
+    pub gradients_die: bool,
+}
+
+/// The sum of the parts of a step, where gradients live side by side or die one by one in the backward pass.
+fn parts(prediction: &Prediction, gradients_die: bool) -> Bytes {
+    let class = match gradients_die {
+        true => Class::Grads,
+        // A gradient for each weight.
+        false => Class::Params,
+    };
+    let gradients = prediction
+        .breakdown
+        .get(&class)
+        .copied()
+        .unwrap_or_default();
+    prediction.step_start + prediction.saved + gradients
 }
 
 impl Figure {
@@ -78,18 +105,51 @@ impl Figure {
                 _ => workspaces(gpu).into_iter().sum(),
             },
             context: context.unwrap_or(CONTEXT),
+            in_update: Bytes::ZERO,
             state_elsewhere: false,
+            parts: false,
+            zero: false,
+            gradients_die: false,
         }
     }
 
-    /// What the counter would show.
-    pub fn of(&self, prediction: &Prediction) -> Bytes {
+    /// Whether the counter sees segments: what the allocator holds, not what is in use.
+    pub fn sees_segments(&self) -> bool {
+        matches!(self.counter, Counter::Reserved | Counter::Process)
+    }
+
+    /// The bytes the caching allocator takes for a job, its workspaces with it: fragmentation is part of these counters.
+    ///
+    /// # Errors
+    /// Where the job cannot be run.
+    pub fn segments(model: &ModelSpec, options: &TorchOptions) -> Result<Bytes> {
+        Ok(replayed(model, options, &[])?.peak.reserved)
+    }
+
+    /// What the counter would show; `segments` are the allocator's, where they were replayed.
+    pub fn of(&self, prediction: &Prediction, segments: Option<Bytes>) -> Bytes {
+        if self.parts {
+            return parts(prediction, self.gradients_die) + self.beside;
+        }
         let state = match self.state_elsewhere {
             true => prediction.breakdown.get(&Class::OptimizerState).copied(),
             false => None,
         };
-        let allocated = prediction.peak.saturating_sub(state.unwrap_or_default()) + self.beside;
-        let reserved = allocated.round_up(SEGMENT);
+        // Of a parameter: 4 bytes of 16-bit moments stand for 8 more, and 6 in the update.
+        let moments = prediction.breakdown.get(&Class::OptimizerState);
+        let moments = moments.filter(|_| self.zero).map_or(0, |bytes| bytes.0);
+        let lasting = self.beside + Bytes(moments * 2);
+        let in_update = self.in_update + Bytes(moments * 3 / 2);
+        let update = prediction.phase_peak.get(&EagerPhase::Optimizer);
+        let update = update.copied().unwrap_or_default() + in_update;
+        // By how much the update rises above the rest.
+        let beside = lasting + update.saturating_sub(prediction.peak);
+        let allocated = prediction.peak.saturating_sub(state.unwrap_or_default()) + beside;
+        let reserved = match segments {
+            Some(segments) if state.is_none() => segments + beside,
+            _ => allocated,
+        };
+        let reserved = reserved.round_up(SEGMENT);
         match self.counter {
             Counter::Live | Counter::Allocated | Counter::Active => allocated,
             Counter::Reserved => reserved,

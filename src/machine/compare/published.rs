@@ -9,7 +9,7 @@ use super::vocabulary::{self as words, Offload, Precision, Update, meaning};
 use super::{Case, Target};
 use crate::spec::model::{Head, ModelSpec};
 use crate::spec::torch::{
-    AdapterDtype, Checkpointing, Lora, Quant, QuantType, Task, TorchLoss, TorchOptions,
+    AdapterDtype, Checkpointing, Lora, Quant, QuantType, Task, TorchDtype, TorchLoss, TorchOptions,
 };
 use crate::spec::units::Bytes;
 
@@ -33,7 +33,9 @@ pub(super) fn case(line: usize, id: &str, fields: &Fields) -> Result<Case, Refus
     let arch: Arch = fields.need("arch")?;
     let name: String = fields.need("model")?;
     let (batch, seq) = sizes(fields, &mut assumed)?;
-    let (model, notes) = arch::model(&name, &arch, seq)?;
+    let source: String = fields.opt("source")?.unwrap_or_default();
+    let practice = words::practice(&source, &mut assumed);
+    let (model, notes) = arch::model(&name, &arch, seq, practice.joined_heads)?;
     assumed.extend(notes);
     let update = word(fields, "optimizer", words::OPTIMIZERS, &mut assumed)?;
     let offload = optional(fields, "offload", words::OFFLOADS, &mut assumed)?;
@@ -44,30 +46,68 @@ pub(super) fn case(line: usize, id: &str, fields: &Fields) -> Result<Case, Refus
     if model.head == Head::MaskedLm {
         options.task = Task::MaskedLm;
     }
-    let source: String = fields.opt("source")?.unwrap_or_default();
-    let practice = words::practice(&source, &mut assumed);
-    options.clip_grad_norm = practice.clip.filter(|_| !update.in_backward);
-    options.set_to_none = practice.set_to_none;
-    let mut figure = figure(fields, &mut assumed)?;
+    let mut figure = figure(fields, practice.unnamed, &mut assumed)?;
+    if practice.zero && options.quant.is_some() {
+        figure.zero = true;
+        figure.beside += words::ZERO_BUCKETS;
+    }
+    figure.gradients_die = update.in_backward;
     figure.state_elsewhere = update.elsewhere || offload == Offload::State;
     match adapter(fields, &model, &precision, practice.dropout, &mut assumed)? {
         Some((lora, trained)) => {
             options.lora = Some(lora);
             figure.beside += trained;
+            // The roots of the second moments, a fourth of copy, gradient and moments (foreach AdamW).
+            figure.in_update = Bytes(trained.0 / 4);
         }
-        None => figure.beside += Bytes(params(fields, &arch)?.saturating_mul(update.beside)),
+        None => {
+            let trained = params(fields, &arch)?;
+            figure.beside += Bytes(trained.saturating_mul(update.beside));
+            figure.in_update = Bytes(trained.saturating_mul(update.in_update));
+        }
     }
-    let checked = serde_json::to_value(&options).map_err(|e| e.to_string())?;
+    practised(&mut options, &practice, &update, &precision);
+    let options = checked(&options)?;
     Ok(Case {
         line,
         id: id.to_string(),
         model,
-        options: TorchOptions::from_json(&checked).map_err(|e| e.to_string())?,
+        options,
         target: Target::Published {
             interval: interval(fields)?,
             figure,
         },
         assumed,
+    })
+}
+
+/// The options as the source's own code sets them.
+fn practised(
+    options: &mut TorchOptions,
+    practice: &words::Practice,
+    update: &Update,
+    precision: &Precision,
+) {
+    options.clip_grad_norm = practice.clip.filter(|_| !update.in_backward);
+    options.set_to_none = practice.set_to_none;
+    if practice.autocast_lora && options.lora.is_some() && precision.weights == TorchDtype::Bf16 {
+        options.autocast = Some(TorchDtype::Bf16);
+        options.convert_outputs_fp32 = true;
+    }
+    if practice.habits.shifted_logits {
+        // Qwen's own class takes the cross entropy of the logits as they are.
+        options.loss = TorchLoss::NoUpcast;
+    }
+    options.habits = practice.habits;
+}
+
+/// The same options, if no two of them exclude each other.
+fn checked(options: &TorchOptions) -> Result<TorchOptions, Reason> {
+    let written = serde_json::to_value(options).map_err(|e| e.to_string())?;
+    let read = TorchOptions::from_json(&written).map_err(|e| e.to_string())?;
+    Ok(TorchOptions {
+        habits: options.habits,
+        ..read
     })
 }
 
@@ -277,9 +317,20 @@ fn params(fields: &Fields, arch: &Arch) -> Result<u64, Reason> {
     Ok(computed.or(stated).unwrap_or(0))
 }
 
-fn figure(fields: &Fields, assumed: &mut Vec<String>) -> Result<Figure, Reason> {
+fn figure(
+    fields: &Fields,
+    unnamed: super::Counter,
+    assumed: &mut Vec<String>,
+) -> Result<Figure, Reason> {
     let counter = match fields.opt_object("metric")? {
-        Some(metric) => word(&metric, "counter", words::COUNTERS, assumed)?,
+        Some(metric) => match metric.need::<String>("counter")?.as_str() {
+            "unspecified" => {
+                let name = unnamed.name();
+                assumed.push(format!("the counter is not named: {name}"));
+                (unnamed, true)
+            }
+            _ => word(&metric, "counter", words::COUNTERS, assumed)?,
+        },
         None => (super::Counter::Allocated, true),
     };
     let context = match fields.opt_object("extra_memory")? {
@@ -290,6 +341,7 @@ fn figure(fields: &Fields, assumed: &mut Vec<String>) -> Result<Figure, Reason> 
     let mut figure = Figure::new(counter.0, &gpu, context);
     if !counter.1 {
         figure.beside = Bytes::ZERO;
+        figure.parts = true;
     }
     if counter.0 == super::Counter::Process && context.is_none() {
         assumed.push(format!("the process's context: {}", figure.context));

@@ -1,5 +1,6 @@
 //! The words of published records and what each stands for. A word that is not here is not guessed.
 
+mod practices;
 mod updates;
 
 use super::arch::Part::{self, Down, Gate, Key, Output, Query, Up, Value};
@@ -7,6 +8,7 @@ use super::figure::Counter;
 use super::record::Reason;
 use crate::spec::torch::{Attn, Checkpointing, TorchDtype, TorchLoss};
 
+pub(super) use practices::{Practice, ZERO_BUCKETS, practice};
 pub(super) use updates::{OPTIMIZERS, Update};
 
 /// A word, what it means, and what is assumed by that; nothing where the word says it all.
@@ -64,9 +66,10 @@ const fn mixed(autocast: TorchDtype) -> Precision {
     }
 }
 
+/// PEFT on fp16 weights without autocast: adapters turn their inputs to fp32 and the sum back, and a base prepared for k-bit training
+/// computes in fp32 but for its 4-bit products.
 const fn adapters(prepare_kbit: bool) -> Precision {
     Precision {
-        autocast: Some(TorchDtype::Fp16),
         wide_adapters: true,
         prepare_kbit,
         ..plain(TorchDtype::Fp16)
@@ -98,12 +101,12 @@ pub(super) const PRECISIONS: &[Word<Precision>] = &[
     (
         "compute fp16; LoRA params/grads/Adam fp32; non-quantised base fp32 upcast",
         adapters(true),
-        "autocast computes in fp16",
+        "no autocast: weights and adapters each in their own type",
     ),
     (
         "compute fp16; LoRA params/grads/Adam fp32; non-quantised base fp16",
         adapters(false),
-        "autocast computes in fp16",
+        "no autocast: weights and adapters each in their own type",
     ),
     (
         "bf16 params and compute; optimizer states fp32 on host where offloaded",
@@ -129,8 +132,8 @@ pub(super) const CHECKPOINTINGS: &[Word<Checkpointing>] = &[
     ),
     (
         "full per-layer (HF gradient checkpointing)",
-        Checkpointing::FullReentrant,
-        "reentrant, as transformers does by default",
+        Checkpointing::Full,
+        "use_reentrant=False, from the harness",
     ),
     ("full (torchtune default)", Checkpointing::Full, ""),
     ("full + offload of checkpoints", Checkpointing::Full, ""),
@@ -261,27 +264,22 @@ pub(super) const COUNTERS: &[Word<(Counter, bool)>] = &[
     (
         "reserved",
         (Counter::Reserved, true),
-        "allocated in whole segments; fragmentation is not predicted",
+        "the allocator's segments, replayed",
     ),
     (
         "nvidia-smi",
         (Counter::Process, true),
-        "allocated in whole segments; fragmentation is not predicted",
+        "the allocator's segments, replayed",
     ),
     (
         "nvml process total (device used)",
         (Counter::Process, true),
-        "allocated in whole segments; fragmentation is not predicted",
-    ),
-    (
-        "unspecified",
-        (Counter::Allocated, true),
-        "max_memory_allocated",
+        "the allocator's segments, replayed",
     ),
     (
         "sum of profiled parts",
         (Counter::Allocated, false),
-        "tensors alone",
+        "tensors alone, each part at its highest",
     ),
 ];
 
@@ -308,70 +306,3 @@ pub(super) const TARGETS: &[Word<&[Part]>] = &[
     ("q,v,output + MLP", MLP, ""),
     ("attention and MLP linears", ALL, ""),
 ];
-
-/// How a source trains, where its records leave it open.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Practice {
-    /// The largest norm of gradients.
-    pub(super) clip: Option<f64>,
-    /// Dropout of adapters.
-    pub(super) dropout: f64,
-    /// What `zero_grad` does.
-    pub(super) set_to_none: bool,
-}
-
-const LOOP: Practice = Practice {
-    clip: None,
-    dropout: 0.0,
-    set_to_none: true,
-};
-
-/// Practices by the beginning of a source's name; others train in a plain loop without clipping.
-pub(super) const PRACTICES: &[Word<Practice>] = &[
-    (
-        "QwenLM/Qwen",
-        Practice {
-            clip: Some(1.0),
-            dropout: 0.05,
-            ..LOOP
-        },
-        "the Trainer clips at 1; dropout 0.05 of adapters, from the finetune script",
-    ),
-    (
-        "Lightning-AI/litgpt",
-        Practice {
-            dropout: 0.05,
-            ..LOOP
-        },
-        "dropout 0.05 of adapters, from the finetune script",
-    ),
-    (
-        "huggingface/transformers",
-        Practice {
-            clip: Some(1.0),
-            set_to_none: false,
-            ..LOOP
-        },
-        "the Trainer of 2022: clips at 1, keeps gradients allocated",
-    ),
-    (
-        "MeZO",
-        Practice {
-            clip: Some(1.0),
-            ..LOOP
-        },
-        "the Trainer clips at 1",
-    ),
-];
-
-/// The practice of a source.
-pub(super) fn practice(source: &str, assumed: &mut Vec<String>) -> Practice {
-    let Some((_, practice, note)) = PRACTICES
-        .iter()
-        .find(|(start, ..)| source.starts_with(start))
-    else {
-        return LOOP;
-    };
-    assumed.push(note.to_string());
-    *practice
-}

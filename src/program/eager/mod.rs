@@ -117,6 +117,7 @@ fn trainer<'t>(
     spec: &'t ModelSpec,
     options: &'t TorchOptions,
 ) -> step::Trainer<'t> {
+    torch.adopt(options.habits);
     torch
         .tape()
         .logits_have(options.batch * options.seq * spec.vocab);

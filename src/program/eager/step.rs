@@ -111,9 +111,12 @@ impl<'a> Trainer<'a> {
         for micro in 0..self.options.grad_accum {
             tape.enter(EagerPhase::Forward);
             let (mut outputs, loss) = self.forward()?;
+            let mut named = Vec::new();
             if self.options.keep_outputs {
                 outputs.push(loss.clone());
                 *self.outputs.borrow_mut() = outputs;
+            } else if self.options.habits.named_outputs {
+                named = outputs;
             } else {
                 drop(outputs);
             }
@@ -126,6 +129,7 @@ impl<'a> Trainer<'a> {
                 let one = self.torch.one_like(&loss);
                 autograd::backward(self.torch, vec![(edge, one.clone())])?;
             }
+            drop(named);
         }
         tape.enter(EagerPhase::Optimizer);
         let params = with_gradients(&self.trained);
@@ -165,6 +169,9 @@ impl<'a> Trainer<'a> {
         let made = t.in_autocast(o.autocast.map(dtype), || match o.loss {
             // BERT's own loss takes the scores as they are.
             TorchLoss::Hf if o.task == Task::MaskedLm => self.plain_loss(&call, &labels),
+            _ if o.habits.shifted_logits && o.loss != TorchLoss::Chunked => {
+                self.shifted_loss(&call, &labels)
+            }
             TorchLoss::Hf => self.own_loss(&call, &labels),
             TorchLoss::NoUpcast => self.plain_loss(&call, &labels),
             TorchLoss::Chunked => self.chunked_loss(&call, &labels),
@@ -209,6 +216,22 @@ impl<'a> Trainer<'a> {
         let wide = t.to(&logits, DType::F32)?;
         let (_padded, targets) = self.targets(labels)?;
         let loss = self.entropy(wide, &targets)?;
+        let mut outputs = call.cache.take();
+        outputs.extend([loss.clone(), logits]);
+        Ok((outputs, loss))
+    }
+
+    /// The loss of older model code: `shift_logits` is a copy of all positions but the last; f32 only where the logits were made so.
+    fn shifted_loss(&self, call: &Call, labels: &Tensor) -> Outputs {
+        let (t, o) = (self.torch, self.options);
+        let (_hidden, mut logits) = self.logits(call)?;
+        if o.loss == TorchLoss::Hf {
+            logits = t.to(&logits, DType::F32)?;
+        }
+        let most = o.seq.saturating_sub(1).max(1);
+        let shifted = t.contiguous(t.slice(&logits, 1, 0, most)?)?;
+        let targets = t.contiguous(t.slice(labels, 1, o.seq - most, o.seq)?)?;
+        let loss = self.entropy(shifted, &targets)?;
         let mut outputs = call.cache.take();
         outputs.extend([loss.clone(), logits]);
         Ok((outputs, loss))

@@ -8,6 +8,7 @@ use super::autograd::{Edge, Leaf, Sequence};
 use super::checkpoint::{Hook, Selected};
 use super::tape::{Class, EagerPhase, Origin, Tape};
 use super::tensor::{DType, Dims, Inner, Storage, Tensor};
+use crate::spec::torch::Habits;
 
 /// Why a function did not return a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +34,7 @@ pub struct Torch {
     casts: RefCell<BTreeMap<u64, Tensor>>,
     selected: RefCell<Option<Rc<Selected>>>,
     origin: Cell<Origin>,
+    habits: Cell<Habits>,
 }
 
 impl Default for Torch {
@@ -47,6 +49,7 @@ impl Default for Torch {
             casts: RefCell::default(),
             selected: RefCell::default(),
             origin: Cell::new(Origin::Other),
+            habits: Cell::default(),
         }
     }
 }
@@ -55,6 +58,22 @@ impl Torch {
     /// The record of allocations.
     pub fn tape(&self) -> &Tape {
         &self.tape
+    }
+
+    /// What differs from the library's newest version.
+    pub fn habits(&self) -> Habits {
+        self.habits.get()
+    }
+
+    /// From here on these differ.
+    pub fn adopt(&self, habits: Habits) {
+        self.habits.set(habits);
+    }
+
+    /// A buffer a kernel has to itself while it runs, where such count.
+    pub fn scratch(&self, shape: &[u64], dtype: DType) -> Option<Tensor> {
+        let counted = self.habits().kernel_scratch;
+        counted.then(|| self.empty(Dims::new(shape), dtype))
     }
 
     /// Whether operations are recorded.

@@ -207,6 +207,7 @@ pub(super) fn options(value: &Value) -> Result<TorchOptions> {
         keep_outputs: given.truth("keep_outputs", plain.keep_outputs)?,
         convert_outputs_fp32: given.truth("convert_outputs_fp32", autocast.is_some())?,
         activation_offload: given.truth("activation_offload", plain.activation_offload)?,
+        habits: plain.habits,
     })
 }
 

@@ -12,6 +12,8 @@ pub(in crate::machine::compare) struct Update {
     /// Bytes of a trained parameter beside its weight, its gradient and the state that the optimizer has in the
     /// weight's type: fp32 weights, or wider states.
     pub(in crate::machine::compare) beside: u64,
+    /// More bytes of a trained parameter while the update runs.
+    pub(in crate::machine::compare) in_update: u64,
     /// The state is on the host.
     pub(in crate::machine::compare) elsewhere: bool,
 }
@@ -22,6 +24,7 @@ const fn update(optimizer: TorchOptimizer, kind: OptimizerImpl) -> Update {
         kind,
         in_backward: false,
         beside: 0,
+        in_update: 0,
         elsewhere: false,
     }
 }
@@ -48,7 +51,14 @@ const fn masters(of: Update) -> Update {
 const FOREACH: Update = update(TorchOptimizer::Adamw, OptimizerImpl::Foreach);
 const FUSED: Update = update(TorchOptimizer::Adamw, OptimizerImpl::Fused);
 const EIGHT_BIT: Update = update(TorchOptimizer::Adamw8bit, OptimizerImpl::Bnb);
+/// ZeRO's update flattens the gradients into a copy, which it turns to fp32 (`flatten_dense_tensors_aligned(…).to(…)`, stage_1_and_2.py): 2 + 4.
+const DEEPSPEED: Update = Update {
+    in_update: 6,
+    ..masters(FUSED)
+};
 const SGD: Update = update(TorchOptimizer::Sgd, OptimizerImpl::Foreach);
+/// Mixed precision updates an fp32 copy of the weights: LOMO's table lists 4 bytes of a parameter as SGD's state.
+const SGD_MASTERS: Update = Update { beside: 4, ..SGD };
 const IN_PLACE: Update = in_backward(update(TorchOptimizer::Sgd, OptimizerImpl::Forloop));
 const HOST: &str = "state and update on the host: none on the device";
 const SUBSPACE: &str = "a projected gradient: predicted as AdamW with its state on the host";
@@ -80,8 +90,8 @@ pub(in crate::machine::compare) const OPTIMIZERS: &[Word<Update>] = &[
     ),
     (
         "AdamW via DeepSpeed ZeRO-2/3, fp32 masters",
-        masters(FUSED),
-        "fp32 weights and moments; DeepSpeed's buckets are not predicted",
+        DEEPSPEED,
+        "fp32 weights and moments; gradients flattened and turned to fp32 for the update; buckets are not predicted",
     ),
     (
         "AdamW (HF AdamW, fp32 states)",
@@ -93,7 +103,11 @@ pub(in crate::machine::compare) const OPTIMIZERS: &[Word<Update>] = &[
         update(TorchOptimizer::Adafactor, OptimizerImpl::Forloop),
         "",
     ),
-    ("SGD", SGD, "no momentum, foreach"),
+    (
+        "SGD",
+        SGD_MASTERS,
+        "no momentum; fp32 weights beside the fp16 ones",
+    ),
     ("LOMO", IN_PLACE, "SGD in the backward pass"),
     (
         "MeZO SGD in place",

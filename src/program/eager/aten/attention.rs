@@ -45,7 +45,9 @@ impl Torch {
         // Within the operation autocast is off.
         let autocast = self.pause_autocast();
         let made = match (&how.mask, fewer) {
-            (None, _) if half && width <= FLASH_WIDTH => self.padded_flash(&q, &k, &v),
+            (None, _) if half && width <= FLASH_WIDTH && !self.habits().no_flash => {
+                self.padded_flash(&q, &k, &v)
+            }
             (_, false) if aligned => self.efficient(&q, &k, &v, &how),
             _ => self.math(&q, &k, &v, &how),
         };
@@ -131,6 +133,7 @@ impl Torch {
         });
         let formula = |torch: &Torch, _: &[Maybe], saved: &[Tensor]| -> Result<Vec<Maybe>, Halt> {
             torch.op("_scaled_dot_product_flash_attention_backward");
+            let _own = torch.flash_scratch(&saved[0], &saved[1]);
             Ok(saved[..3]
                 .iter()
                 .map(|t| Some(torch.empty_like(t, t.dtype)))
@@ -138,6 +141,22 @@ impl Torch {
         };
         let made = record.finish_all(made, &[true; 4], Box::new(formula))?;
         made.into_iter().next().ok_or(Halt::Lost)
+    }
+
+    /// What flash attention's backward kernel has to itself (`mha_bwd`, flash_api.cpp): the queries' gradient in f32 and the row sums, rows
+    /// padded to 128, widths to 32; for grouped heads gradients of keys and values for every query head.
+    fn flash_scratch(&self, q: &Tensor, k: &Tensor) -> Vec<Option<Tensor>> {
+        let [b, heads, rows, width] = [0, 1, 2, 3].map(|i| q.shape.all()[i]);
+        let (keys, padded) = (k.shape.all()[2], rows.next_multiple_of(128));
+        let wide = width.next_multiple_of(32);
+        let mut own = vec![
+            self.scratch(&[b, heads, padded, wide], DType::F32),
+            self.scratch(&[b, heads, padded], DType::F32),
+        ];
+        if k.shape.all()[1] != heads {
+            own.extend([(); 2].map(|()| self.scratch(&[b, heads, keys, width], q.dtype)));
+        }
+        own
     }
 
     /// An output (B, heads, T, D) whose bytes are in the order (B, T, heads, D).

@@ -105,7 +105,14 @@ impl Torch {
         let made = self.empty_like(x, x.dtype);
         let formula = move |torch: &Torch, g: &[Maybe], _: &[Tensor]| -> Gradients {
             torch.op(backward);
-            Ok(vec![g[0].as_ref().map(|g| torch.empty_like(g, g.dtype))])
+            let made = g[0].as_ref().map(|g| {
+                let made = torch.empty_like(g, g.dtype);
+                if backward == "_softmax_backward_data" {
+                    drop(torch.softmax_scratch(g));
+                }
+                made
+            });
+            Ok(vec![made])
         };
         record.finish(made, result, Box::new(formula))
     }
@@ -142,6 +149,11 @@ impl Torch {
         self.fused(&x, "_softmax", "_softmax_backward_data", true)
     }
 
+    /// The softmax's gradient has the product of gradient and output to itself (`Tensor tmp = grad * output`, SoftMax.cu).
+    fn softmax_scratch(&self, g: &Tensor) -> Option<Tensor> {
+        self.scratch(g.shape.all(), g.dtype)
+    }
+
     /// The softmax of f16 in f32: one kernel, without a copy of its input.
     fn widening_softmax(&self, x: &Tensor) -> Made {
         let record = Recording::new(self, "_softmax", &[x]);
@@ -150,7 +162,12 @@ impl Torch {
         let before = x.dtype;
         let formula = move |torch: &Torch, g: &[Maybe], _: &[Tensor]| -> Gradients {
             torch.op("_softmax_backward_data");
-            Ok(vec![g[0].as_ref().map(|g| torch.empty_like(g, before))])
+            let made = g[0].as_ref().map(|g| {
+                let made = torch.empty_like(g, before);
+                drop(torch.softmax_scratch(g));
+                made
+            });
+            Ok(vec![made])
         };
         record.finish(made, true, Box::new(formula))
     }

@@ -153,15 +153,24 @@ impl Torch {
     /// The product with a weight packed in four bits (inputs, outputs known beside it): the packed weight is saved for the gradient of `x`.
     pub fn packed_linear(&self, x: &Tensor, packed: &Tensor, inputs: u64, outputs: u64) -> Made {
         let mut record = Recording::new(self, "MatMul4Bit", &[x]);
+        if self.habits().packed_saves_input {
+            record.save(x)?;
+        }
         record.save(packed)?;
         self.op("mm");
+        // `F.linear(A, F.dequantize_4bit(B, quant_state))`.
+        let weight = self.scratch(&[outputs, inputs], x.dtype);
         let made = self.empty(x.shape.with_last(outputs), x.dtype);
+        drop(weight);
         let formula = move |torch: &Torch, g: &[Maybe], _: &[Tensor]| {
             let Some(g) = &g[0] else {
                 return Ok(Vec::new());
             };
             torch.op("mm");
-            Ok(vec![Some(torch.empty(g.shape.with_last(inputs), g.dtype))])
+            let weight = torch.scratch(&[outputs, inputs], g.dtype);
+            let made = torch.empty(g.shape.with_last(inputs), g.dtype);
+            drop(weight);
+            Ok(vec![Some(made)])
         };
         record.finish(made, false, Box::new(formula))
     }

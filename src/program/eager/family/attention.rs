@@ -122,7 +122,8 @@ fn sdpa(t: &Torch, [q, k, v]: [&Tensor; 3], asked: &Asked) -> Made {
         causal: asked.causal && asked.mask.is_none(),
         dropout: asked.dropout,
     };
-    let group = if asked.mask.is_some() { asked.group } else { 1 };
+    let repeats = asked.mask.is_some() || t.habits().repeated_heads;
+    let group = if repeats { asked.group } else { 1 };
     let (k, v) = (repeated(t, k, group)?, repeated(t, v, group)?);
     let made = t.attention(q, &k, &v, &sdpa)?;
     t.contiguous(t.transpose(made, 1, 2)?)
