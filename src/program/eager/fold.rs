@@ -5,7 +5,7 @@
 //! dies at the end) changes by the same amount with each further period, which the second run tells. Where the two runs do not have the
 //! same form, the job is run whole.
 
-use super::tape::{ByClass, CLASSES, Class, EagerPhase, Origin, Record, Segment};
+use super::tape::{ByClass, CLASSES, EagerPhase, Origin, Record, Segment};
 use crate::error::Result;
 use crate::spec::model::{ModelSpec, Windowed};
 use crate::spec::torch::{Checkpointing, TorchOptions};
