@@ -290,7 +290,7 @@ pub struct Habits {
     pub named_outputs: bool,
     /// Kernels' own buffers count: the dequantized weight of a 4-bit product, the fp32 gradient of flash attention's queries.
     pub kernel_scratch: bool,
-    /// bitsandbytes before 0.44: 4-bit products save their inputs (`ctx.tensors = (A, B)`).
+    /// The bitsandbytes of 2023: 4-bit products save their inputs (`ctx.tensors = (A, B)`).
     pub packed_saves_input: bool,
     /// A GPU before Ampere: flash attention does not run on it.
     pub no_flash: bool,

@@ -80,7 +80,7 @@ const PRACTICES: &[Word<Practice>] = &[
             },
             ..LOOP
         },
-        "the Trainer clips at 1; dropout 0.05 of adapters; LoRA under autocast, the rest in DeepSpeed; modeling_qwen.py copies the shifted logits",
+        "the Trainer clips at 1; dropout 0.05 of adapters, from the finetune script; LoRA under autocast, the rest in DeepSpeed; modeling_qwen.py copies the shifted logits",
     ),
     (
         "Lightning-AI/litgpt",
