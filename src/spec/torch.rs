@@ -296,8 +296,7 @@ pub struct Habits {
     pub no_flash: bool,
     /// Key heads are repeated for every query head before attention, with a mask or without.
     pub repeated_heads: bool,
-    /// Logits without their last position are copied for the loss, as model code did until the end of 2024
-    /// (`shift_logits = lm_logits[..., :-1, :].contiguous()`).
+    /// Logits without their last position are copied for the loss, as model code did until the end of 2024.
     pub shifted_logits: bool,
 }
 
