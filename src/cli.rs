@@ -2,6 +2,8 @@
 
 mod bench;
 mod calibrate;
+mod compare;
+mod estimate;
 mod explain;
 mod files;
 mod job;
@@ -45,6 +47,8 @@ enum Command {
     Plan(plan::Args),
     /// Train by a plan
     Run(Box<run::Args>),
+    /// Predict exactly this job with PyTorch
+    Estimate(estimate::Args),
     /// Run a plan's programs and compare with what was predicted
     Validate(validate::Args),
     /// Show who holds the memory of a plan, and check its claim
@@ -57,6 +61,8 @@ enum Command {
     Techniques,
     /// Measure this machine and write a device file
     Calibrate(calibrate::Args),
+    /// Compare what is predicted for PyTorch with measured runs
+    Compare(compare::Args),
     /// Run a benchmark of the predictions
     Bench(bench::Args),
 }
@@ -101,12 +107,14 @@ fn run(cli: &Cli) -> Result<Answer> {
     match &cli.command {
         Command::Plan(args) => plan::plan(args),
         Command::Run(args) => run::run(args, cli.json),
+        Command::Estimate(args) => estimate::estimate(args),
         Command::Validate(args) => validate::validate(args, cli.json),
         Command::Explain(args) => explain::explain(args),
         Command::Models => list::models(),
         Command::Devices => list::devices(),
         Command::Techniques => list::techniques(),
         Command::Calibrate(args) => calibrate::calibrate(args, cli.json),
+        Command::Compare(args) => compare::compare(args, cli.json),
         Command::Bench(args) => bench::bench(args, cli.json),
     }
 }

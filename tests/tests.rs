@@ -1,22 +1,29 @@
 //! The test crate: one binary, one module per subject.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod agreement;
 mod before;
 mod bench;
+mod caching_allocator;
+mod caching_allocator_laws;
 mod checker;
 mod checker_order;
 mod cli;
+mod compare;
+mod compare_cli;
+mod compare_published;
 mod configs;
 mod damage;
 mod derivatives;
 mod devices;
+mod eager_fold;
+mod eager_optimizer;
+mod estimate;
+mod evidence;
 mod families;
+mod initial;
 mod job;
 mod models;
-
-mod agreement;
-
-// Programs: checked and run.
 mod ops_activation;
 mod ops_attention;
 mod ops_embedding;
@@ -30,18 +37,23 @@ mod ops_tangent;
 mod placement;
 mod programs;
 mod published;
-mod reference;
-mod rooms;
-mod tangents;
-mod threads;
-
-// Training runs: text, weights, saves.
-mod initial;
 mod pytorch;
 mod readme;
+mod reference;
+mod rooms;
 mod run;
 mod saves;
+mod tangents;
 mod text;
+mod threads;
 mod tiny;
+mod torch_options;
+mod trainers;
 mod training;
 mod weights;
+
+// Programs: checked and run.
+
+// Programs: checked and run.
+
+// Training runs: text, weights, saves.

@@ -3,10 +3,15 @@
 use std::path::PathBuf;
 
 use memfit::error::Result;
+use memfit::machine;
 use memfit::plan::file::PlanFile;
 use memfit::search::{self, Candidate, Outcome};
 use memfit::show::job::Asked;
-use memfit::show::{json, text};
+use memfit::show::{json, pytorch, text};
+use memfit::spec::job::{Job, Precision};
+use memfit::spec::model::Head;
+use memfit::spec::torch::{Task, TorchDtype, TorchOptions};
+use serde_json::Value;
 
 use super::job::JobArgs;
 use super::{Answer, DONE, MISFIT, complain, files};
@@ -41,11 +46,39 @@ pub fn plan(args: &Args) -> Result<Answer> {
         }
         (Outcome::Misfit(_), None) => MISFIT,
     };
+    let (line, other) = with_pytorch(&request.job);
+    let mut json = json::plan(&answer, &asked);
+    json["pytorch"] = other;
     Ok(Answer {
-        text: text::plan(&answer, &request, &asked),
-        json: json::plan(&answer, &asked),
+        text: format!("{}\n{line}", text::plan(&answer, &request, &asked)),
+        json,
         status,
     })
+}
+
+/// What the same model, batch, length and precision would take with the other engine, in a line and for programs.
+fn with_pytorch(job: &Job) -> (String, Value) {
+    let plain = TorchOptions::default();
+    let autocast = match job.precision {
+        Precision::F32 => None,
+        Precision::Bf16 => Some(TorchDtype::Bf16),
+        Precision::Fp16 => Some(TorchDtype::Fp16),
+    };
+    let options = TorchOptions {
+        task: match job.model.head {
+            Head::MaskedLm => Task::MaskedLm,
+            _ => plain.task,
+        },
+        batch: job.batch,
+        seq: job.seq,
+        autocast,
+        convert_outputs_fp32: autocast.is_some(),
+        ..plain
+    };
+    match machine::pytorch::answer(&job.model, &options, Some(&job.target.device)) {
+        Ok(answer) => (pytorch::line(&answer), pytorch::summary(&answer)),
+        Err(why) => (format!("with PyTorch: not predicted: {why}\n"), Value::Null),
+    }
 }
 
 /// The text of the plan's file.

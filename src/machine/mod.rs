@@ -2,11 +2,13 @@
 
 pub mod agreement;
 pub mod calibrate;
+pub mod compare;
 pub mod cpu;
 pub mod estimate;
 pub mod measure;
 pub mod micro;
 pub mod probe;
+pub mod pytorch;
 pub mod sim;
 pub mod timeline;
 pub mod train;

@@ -1,6 +1,8 @@
 //! How a step is run: a straight-line program over buffers, the one text that is checked, simulated and executed.
 
+pub mod caching_allocator;
 pub mod check;
+pub mod eager;
 pub mod lower;
 pub mod place;
 

@@ -2,6 +2,7 @@
 
 pub mod alternatives;
 pub mod choice;
+pub mod comparison;
 pub mod explain;
 pub mod facts;
 pub mod job;
@@ -9,6 +10,7 @@ pub mod json;
 pub mod lists;
 pub mod memory;
 pub mod plot;
+pub mod pytorch;
 pub mod run;
 pub mod table;
 pub mod text;

@@ -5,4 +5,6 @@ pub mod config;
 pub mod device;
 pub mod job;
 pub mod model;
+pub mod torch;
+pub mod trainer;
 pub mod units;

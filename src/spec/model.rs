@@ -189,6 +189,21 @@ pub struct Mlp {
     pub activation: Activation,
     /// Biases on its projections.
     pub bias: bool,
+    /// How Hugging Face's code computes the activation.
+    pub spelling: Spelling,
+}
+
+/// How model code computes an activation: the value is the same, what it keeps for the backward pass is not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Spelling {
+    /// One operation.
+    Fused,
+    /// `gelu_new`: `0.5 * x * (1 + tanh(c * (x + 0.044715 * pow(x, 3))))`, operation by operation.
+    GeluNew,
+    /// `gelu_fast`: `0.5 * x * (1 + tanh(x * c * (1 + 0.044715 * x * x)))`, operation by operation.
+    GeluFast,
+    /// `gelu_python`: `x * 0.5 * (1 + erf(x / sqrt(2)))`, operation by operation.
+    GeluPython,
 }
 
 /// Activations of the families.

@@ -5,7 +5,7 @@ mod learned;
 
 use super::fields::Fields;
 use crate::error::{Error, Result};
-use crate::spec::model::{Activation, ModelSpec};
+use crate::spec::model::{Activation, ModelSpec, Spelling};
 
 /// A reader of one `model_type`.
 type Reader = fn(&Fields) -> Result<ModelSpec>;
@@ -49,6 +49,17 @@ pub(super) fn read(fields: &Fields) -> Result<ModelSpec> {
             Err(Error::unknown("model_type", kind, known, next))
         }
     }
+}
+
+/// How the activation named in a field is computed.
+fn spelling(fields: &Fields, key: &str, default: Spelling) -> Result<Spelling> {
+    Ok(match fields.text(key)? {
+        None => default,
+        Some("gelu_new") => Spelling::GeluNew,
+        Some("gelu_fast") => Spelling::GeluFast,
+        Some("gelu_python") => Spelling::GeluPython,
+        Some(_) => Spelling::Fused,
+    })
 }
 
 /// The activation named in a field.

@@ -4,11 +4,11 @@ use serde_json::Value;
 
 use super::super::fields::Fields;
 use super::super::rope::rotary;
-use super::{activation, head_dim, one_rate};
+use super::{activation, head_dim, one_rate, spelling};
 use crate::error::Result;
 use crate::spec::model::{
     Activation, Attention, Experts, Family, Head, Mlp, ModelSpec, Norm, NormKind, NormPlacement,
-    Windowed,
+    Spelling, Windowed,
 };
 
 /// What a family's configuration class assumes where a field is absent.
@@ -151,6 +151,7 @@ pub(super) fn gemma2(fields: &Fields) -> Result<ModelSpec> {
     spec.norm.unit_offset = true;
     spec.norm_placement = NormPlacement::Sandwich;
     spec.mlp.activation = activation(fields, "hidden_activation", Activation::GeluTanh)?;
+    spec.mlp.spelling = spelling(fields, "hidden_activation", Spelling::Fused)?;
     Ok(spec)
 }
 
@@ -250,6 +251,10 @@ fn gated(fields: &Fields, family: Family) -> Result<Mlp> {
         gated: true,
         activation,
         bias: false,
+        spelling: match family {
+            Family::Gemma2 => Spelling::Fused,
+            _ => spelling(fields, "hidden_act", Spelling::Fused)?,
+        },
     })
 }
 

@@ -1,11 +1,11 @@
 //! The families with learned positions and LayerNorm: GPT-2, OPT, BERT.
 
 use super::super::fields::Fields;
-use super::{activation, head_dim, one_rate};
+use super::{activation, head_dim, one_rate, spelling};
 use crate::error::Result;
 use crate::spec::model::{
     Activation, Attention, Family, Head, Mlp, ModelSpec, Norm, NormKind, NormPlacement, Position,
-    Windowed,
+    Spelling, Windowed,
 };
 
 /// Field names that differ between these families.
@@ -46,6 +46,7 @@ pub(super) fn gpt2(fields: &Fields) -> Result<ModelSpec> {
     spec.ffn = fields.dim_or("n_inner", spec.hidden.saturating_mul(4))?;
     spec.norm.eps = fields.positive_or("layer_norm_epsilon", 1e-5)?;
     spec.mlp.activation = activation(fields, "activation_function", Activation::GeluTanh)?;
+    spec.mlp.spelling = spelling(fields, "activation_function", Spelling::GeluNew)?;
     spec.dropout = one_rate(fields, "resid_pdrop", "embd_pdrop", 0.1)?;
     spec.attention.dropout = fields.rate_or("attn_pdrop", 0.1)?;
     if !fields.bool_or("scale_attn_weights", true)? {
@@ -71,6 +72,7 @@ pub(super) fn opt(fields: &Fields) -> Result<ModelSpec> {
     }
     spec.ffn = fields.dim("ffn_dim")?;
     spec.mlp.activation = activation(fields, "activation_function", Activation::Relu)?;
+    spec.mlp.spelling = spelling(fields, "activation_function", Spelling::Fused)?;
     spec.position = Position::Learned {
         rows: spec.max_positions + 2,
         offset: 2,
@@ -104,6 +106,7 @@ pub(super) fn bert(fields: &Fields) -> Result<ModelSpec> {
     spec.final_norm = false;
     spec.head = Head::MaskedLm;
     spec.mlp.activation = activation(fields, "hidden_act", Activation::Gelu)?;
+    spec.mlp.spelling = spelling(fields, "hidden_act", Spelling::Fused)?;
     spec.dropout = fields.rate_or("hidden_dropout_prob", 0.1)?;
     spec.attention.dropout = fields.rate_or("attention_probs_dropout_prob", 0.1)?;
     Ok(spec)
@@ -140,6 +143,7 @@ fn base(fields: &Fields, family: Family, keys: &Keys, positions: u64) -> Result<
             gated: false,
             activation: Activation::Gelu,
             bias: true,
+            spelling: Spelling::Fused,
         },
         experts: None,
         final_norm: true,

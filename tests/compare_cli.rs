@@ -1,0 +1,67 @@
+//! `memfit compare` on files that cannot be compared: exit statuses and what is said.
+
+use std::path::Path;
+use std::process::Output;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::compare::{followed, with};
+
+fn compare(file: &Path, more: &[&str]) -> Output {
+    let mut command = assert_cmd::cargo::cargo_bin_cmd!("memfit");
+    command
+        .arg("compare")
+        .arg(file)
+        .args(more)
+        .output()
+        .unwrap()
+}
+
+fn written(folder: &TempDir, name: &str, text: &str) -> std::path::PathBuf {
+    let path = folder.path().join(name);
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+#[test]
+fn a_file_without_records_is_an_error() {
+    let folder = TempDir::new().unwrap();
+    let empty = written(&folder, "empty.jsonl", "\n \n");
+    for (file, said) in [
+        (empty, "no records"),
+        (folder.path().join("absent.jsonl"), "cannot read"),
+        (folder.path().to_path_buf(), "cannot read"),
+    ] {
+        let output = compare(&file, &[]);
+        assert_eq!(output.status.code(), Some(2));
+        assert!(
+            String::from_utf8_lossy(&output.stderr).contains(said),
+            "{output:?}"
+        );
+    }
+}
+
+#[test]
+fn a_file_of_bad_records_lists_them_and_compares_nothing() {
+    let folder = TempDir::new().unwrap();
+    let broken = with(followed("broken", 1), "/options/batch", Value::from(0));
+    let file = written(&folder, "bad.jsonl", &format!("{broken}\nnonsense\n"));
+    let output = compare(&file, &["--json", "--worst", "3"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        (
+            answer["cases"].as_u64(),
+            answer["rows"].as_array().map(Vec::len)
+        ),
+        (Some(2), Some(0))
+    );
+    assert_eq!(answer["skipped"][0]["id"], "broken");
+    let reason = answer["skipped"][1]["reason"].as_str().unwrap();
+    assert!(reason.starts_with("line 2: not valid JSON"), "{reason}");
+    assert!(answer["median_abs_error"].is_null());
+    let output = compare(&file, &["--explain", "brokn"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("did you mean `broken`"));
+}
