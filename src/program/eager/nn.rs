@@ -255,7 +255,7 @@ impl RmsNorm {
     pub fn call(&self, torch: &Torch, x: &Tensor) -> Made {
         let before = x.dtype;
         let x = torch.to(x, DType::F32)?;
-        let variance = torch.mean_last(torch.pow(&x, 2)?)?;
+        let variance = torch.mean_last(torch.pow(&x)?)?;
         let factor = torch.rsqrt(torch.shifted(&variance)?)?;
         let x = torch.mul(x, factor)?;
         torch.mul(&self.weight, torch.to(x, before)?)

@@ -25,7 +25,7 @@ impl Torch {
     /// `0.5 * x * (1 + tanh(c * (x + 0.044715 * pow(x, 3))))`.
     fn gelu_new(&self, x: &Tensor) -> Made {
         let half = self.scaled(x)?;
-        let cubic = self.scaled(self.pow(x, 3)?)?;
+        let cubic = self.scaled(self.pow(x)?)?;
         let inner = self.add(x, cubic)?;
         let curve = self.tanh(self.scaled(inner)?)?;
         self.mul(half, self.shifted(curve)?)

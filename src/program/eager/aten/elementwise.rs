@@ -172,8 +172,8 @@ impl Torch {
         record.finish(made, true, Box::new(formula))
     }
 
-    /// `x.pow(exponent)`, in f32 within autocast: its gradient is `g * (exponent * x.pow(exponent - 1))`.
-    pub fn pow(&self, x: impl Borrow<Tensor>, _exponent: u32) -> Made {
+    /// `x.pow(number)`, in f32 within autocast: its gradient is `g * (exponent * x.pow(exponent - 1))`.
+    pub fn pow(&self, x: impl Borrow<Tensor>) -> Made {
         let x = self.raised(x.borrow())?;
         let mut record = Recording::new(self, "pow", &[&x]);
         record.save(&x)?;

@@ -173,13 +173,12 @@ impl Torch {
         let record = Recording::new(self, "cat", parts);
         self.op("cat");
         let made = self.empty(parts[0].shape.with(at, sizes.iter().sum()), dtype);
-        let formula = move |torch: &Torch, g: &[Option<Tensor>], _: &[Tensor]| {
+        let formula = move |_: &Torch, g: &[Option<Tensor>], _: &[Tensor]| {
             let Some(g) = &g[0] else {
                 return Ok(Vec::new());
             };
             let part = |&size: &u64| {
                 let view = g.view(g.shape.with(at, size), g.strides);
-                let _ = torch;
                 Some(Tensor::of(view))
             };
             Ok(sizes.iter().map(part).collect())

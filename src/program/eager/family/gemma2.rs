@@ -52,7 +52,7 @@ impl Norm {
     fn call(&self, t: &Torch, x: &Tensor) -> Made {
         let mut made = {
             let wide = t.to(x, DType::F32)?;
-            let mean = t.mean_last(t.pow(&wide, 2)?)?;
+            let mean = t.mean_last(t.pow(&wide)?)?;
             let factor = t.rsqrt(t.shifted(mean)?)?;
             t.mul(&wide, factor)?
         };
