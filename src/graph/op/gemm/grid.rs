@@ -2,9 +2,6 @@
 
 use std::ops::Range;
 
-/// Blocks for each thread, where a product is large enough: a slower thread takes fewer.
-const BLOCKS_PER_THREAD: usize = 2;
-
 /// Rows and columns whose multiples begin a block.
 const UNIT: (usize, usize) = (16, 64);
 
@@ -13,7 +10,8 @@ const UNIT: (usize, usize) = (16, 64);
 const LEAST_UNITS: (usize, usize) = (6, 2);
 const LEAST: usize = 16;
 
-/// How a result is cut into blocks: as many as keep all threads busy, as nearly square as that allows, since each packs its operands again.
+/// How a result is cut into blocks: one for each thread where it is large enough, as nearly square as that allows, since each packs its operands
+/// again.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Grid {
     down: Pieces,
@@ -27,7 +25,7 @@ impl Grid {
     /// The cut of an (m, n) result for `threads` threads, each block of `most` rows and columns at most.
     pub(super) fn new(m: usize, n: usize, threads: usize, most: (usize, usize)) -> Grid {
         let wanted = match m.min(n) >= LEAST {
-            true => threads * BLOCKS_PER_THREAD,
+            true => threads.max(1),
             false => 1,
         };
         let cut = |down, across| Grid {
