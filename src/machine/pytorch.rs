@@ -102,6 +102,12 @@ pub fn answer(
     options: &TorchOptions,
     device: Option<&Device>,
 ) -> Result<Answer> {
+    checked(model, options)?;
+    let prediction = eager::predict(model, options)?;
+    Ok(judged(model, options, device, prediction))
+}
+
+fn checked(model: &ModelSpec, options: &TorchOptions) -> Result<()> {
     options.check()?;
     let (most, seq) = (model.max_positions, options.seq);
     if seq > most {
@@ -109,9 +115,18 @@ pub fn answer(
         let next = format!("give --torch seq= a number from 1 to {most}, or another model");
         return Err(Error::value("seq", seq, why, next));
     }
+    Ok(())
+}
+
+/// What a prediction means on a device.
+fn judged(
+    model: &ModelSpec,
+    options: &TorchOptions,
+    device: Option<&Device>,
+    prediction: Prediction,
+) -> Answer {
     let gpu = device.map_or("", |device| device.name.as_str());
     let stated = device.and_then(context);
-    let prediction = eager::predict(model, options)?;
     let figure = |counter| Figure::new(counter, gpu, stated).of(&prediction, None);
     let (allocated, empty) = (figure(Counter::Allocated), figure(Counter::Process));
     let context = empty.saturating_sub(figure(Counter::Reserved));
@@ -125,7 +140,7 @@ pub fn answer(
         error: ERROR,
     };
     let budget = device.map(|device| device.memory);
-    Ok(Answer {
+    Answer {
         outcome: outcome(&band, budget),
         prediction,
         counters: Counters {
@@ -135,7 +150,7 @@ pub fn answer(
         },
         band,
         budget,
-    })
+    }
 }
 
 /// The context, where the device says it: a size that reserves nothing, or a device file's own figure.
@@ -162,13 +177,14 @@ fn outcome(band: &Band, budget: Option<Bytes>) -> Outcome {
 /// As [`answer`].
 pub fn largest(model: &ModelSpec, options: &TorchOptions, device: &Device) -> Result<Largest> {
     let fits = |changed: TorchOptions| {
-        // Most that do not fit are told by their live bytes alone, without the allocator.
-        let live = || Ok(eager::predict(model, &changed)?.peak <= device.memory);
-        let whole = || Ok(answer(model, &changed, Some(device))?.outcome == Outcome::Fits);
-        match changed.check() {
-            Err(_) => Ok(false),
-            Ok(()) => Ok(live()? && whole()?),
+        if changed.check().is_err() {
+            return Ok(false);
         }
+        checked(model, &changed)?;
+        let prediction = eager::predict(model, &changed)?;
+        // Most that do not fit are told by their live bytes alone, without the allocator.
+        Ok(prediction.peak <= device.memory
+            && judged(model, &changed, Some(device), prediction).outcome == Outcome::Fits)
     };
     let of_batch = |batch| TorchOptions {
         batch,
@@ -244,7 +260,7 @@ pub fn settle_targets(model: &ModelSpec, options: &mut TorchOptions, named: bool
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
+#[allow(clippy::unwrap_used)] // in a test a panic is the report
 mod tests {
     use super::*;
 

@@ -76,6 +76,7 @@ macro_rules! vectorized {
         $(<$($g:ident : $bound:path),+>)? ($($arg:ident : $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block)+) => {
         $(
             $(#[$meta])*
+            // All a loop reads and writes are arguments: only those are known not to overlap.
             #[allow(clippy::too_many_arguments, clippy::type_complexity)]
             $vis fn $name $(<$($g: $bound),+>)? ($($arg: $ty),*) $(-> $ret)? {
                 // A function of its own, since only arguments are known not to overlap.

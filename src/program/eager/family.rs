@@ -3,6 +3,7 @@
 pub mod attention;
 pub mod bert;
 pub mod cache;
+pub mod decoder;
 pub mod gemma2;
 pub mod gpt2;
 pub mod grouped;
@@ -12,12 +13,16 @@ pub mod mixtral;
 pub mod opt;
 pub mod phi3;
 
+use std::rc::Rc;
+
 use super::checkpoint::{Replay, Selected};
 use super::nn::{Builder, Linear};
+use super::tape::Origin;
 use super::tensor::Tensor;
 use super::torch::{Made, Torch};
 use crate::spec::model::{Family, ModelSpec};
 use crate::spec::torch::{Checkpointing, TorchOptions};
+use decoder::Decoder;
 
 /// What a forward pass is given beside its token ids.
 #[derive(Debug)]
@@ -59,15 +64,35 @@ pub fn build(builder: &Builder, spec: &ModelSpec, options: &TorchOptions) -> Box
     let attn = options.attn;
     match spec.family {
         Family::Llama | Family::Mistral | Family::Qwen2 | Family::Qwen3 => {
-            Box::new(llama::Llama::new(builder, spec, attn))
+            Box::new(Decoder::<llama::Layer>::new(builder, spec, attn))
         }
         Family::Gpt2 => Box::new(gpt2::Gpt2::new(builder, spec, attn)),
         Family::Opt => Box::new(opt::Opt::new(builder, spec, attn)),
         Family::Bert => Box::new(bert::Bert::new(builder, spec, attn)),
         Family::Gemma2 => Box::new(gemma2::Gemma2::new(builder, spec, attn)),
-        Family::Phi3 => Box::new(phi3::Phi3::new(builder, spec, attn)),
-        Family::Mixtral => Box::new(mixtral::Mixtral::new(builder, spec, attn)),
+        Family::Phi3 => Box::new(Decoder::<phi3::Layer>::new(builder, spec, attn)),
+        Family::Mixtral => Box::new(Decoder::<mixtral::Layer>::new(builder, spec, attn)),
     }
+}
+
+/// Hidden states through all layers, each called as [`layered`] does; `replay` makes the call of a layer.
+///
+/// # Errors
+/// Where an operation halts.
+pub fn through<L>(
+    torch: &Torch,
+    call: &Call,
+    layers: &[Rc<L>],
+    mut hidden: Tensor,
+    replay: impl Fn(usize, Rc<L>) -> Replay,
+) -> Made {
+    for (index, layer) in layers.iter().enumerate() {
+        let layer = replay(index, layer.clone());
+        hidden = torch.within(Origin::Layer(index as u32), || {
+            layered(torch, call.options, index, layer, &hidden)
+        })?;
+    }
+    Ok(hidden)
 }
 
 /// A layer called as `GradientCheckpointingLayer` does: checkpointed where the job says so.

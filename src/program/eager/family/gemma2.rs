@@ -4,11 +4,11 @@ use std::rc::Rc;
 
 use super::attention::tables;
 use super::cache::{Cache, reached};
+use super::decoder::{frequencies, head};
 use super::grouped::{Around, Grouped};
-use super::{Call, Model, layered, masks};
-use crate::program::eager::checkpoint::Replay;
+use super::{Call, Model, masks, through};
 use crate::program::eager::nn::{Builder, Linear};
-use crate::program::eager::tape::{Class, Origin};
+use crate::program::eager::tape::Origin;
 use crate::program::eager::tensor::{DType, Tensor};
 use crate::program::eager::torch::{Made, Torch};
 use crate::spec::model::{Mlp, ModelSpec};
@@ -70,13 +70,8 @@ impl Gemma2 {
             .map(|_| Rc::new(Layer::new(b, spec, attn)))
             .collect();
         let norm = Norm::new(b, spec.hidden);
-        let frequencies = b
-            .torch
-            .buffer(&[spec.head_dim / 2], DType::F32, Class::Buffers);
-        let head = match spec.tied {
-            true => Linear::tied_to(&embedding),
-            false => b.linear("lm_head", spec.hidden, spec.vocab, false),
-        };
+        let frequencies = frequencies(b, spec);
+        let head = head(b, spec, &embedding);
         Gemma2 {
             embedding,
             layers,
@@ -132,25 +127,18 @@ impl Model for Gemma2 {
         let full = masks::causal(t, call, embedded.dtype, None)?;
         let sliding = masks::causal(t, call, embedded.dtype, call.spec.attention.window)?;
         let rotary = tables(t, &self.frequencies, &embedded, &positions)?;
-        let mut hidden = t.scaled(&embedded)?;
-        for (index, layer) in self.layers.iter().enumerate() {
-            let layer = layer.clone();
+        let scaled = t.scaled(&embedded)?;
+        let hidden = through(t, call, &self.layers, scaled, |index, layer| {
+            let windowed = index.is_multiple_of(2);
             let around = Around {
-                mask: if index.is_multiple_of(2) {
-                    sliding.clone()
-                } else {
-                    full.clone()
-                },
+                mask: if windowed { &sliding } else { &full }.clone(),
                 rotary: rotary.clone(),
                 positions: positions.clone(),
                 // Gemma 2 makes no cache while it trains.
                 cache: Cache::default(),
             };
-            let run: Replay = Rc::new(move |t, inputs| layer.call(t, &inputs[0], &around));
-            hidden = t.within(Origin::Layer(index as u32), || {
-                layered(t, call.options, index, run, &hidden)
-            })?;
-        }
+            Rc::new(move |t, inputs| layer.call(t, &inputs[0], &around))
+        })?;
         self.norm.call(t, &hidden)
     }
 

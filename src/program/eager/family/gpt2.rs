@@ -4,8 +4,7 @@ use std::rc::Rc;
 
 use super::attention::{Asked, attend};
 use super::cache::{Cache, reached};
-use super::{Call, Model, layered, masks};
-use crate::program::eager::checkpoint::Replay;
+use super::{Call, Model, masks, through};
 use crate::program::eager::nn::{Builder, LayerNorm, Linear};
 use crate::program::eager::tape::{Class, Origin};
 use crate::program::eager::tensor::{DType, Tensor};
@@ -193,21 +192,13 @@ impl Model for Gpt2 {
         let mut hidden = t.add(&embedded, &placed)?;
         let mask = masks::causal(t, call, embedded.dtype, None)?;
         hidden = t.dropout(&hidden, self.dropout)?;
-        for (index, layer) in self.layers.iter().enumerate() {
-            let (layer, mask, positions, cache) = (
-                layer.clone(),
-                mask.clone(),
-                positions.clone(),
-                cache.clone(),
-            );
-            let run: Replay = Rc::new(move |t, inputs| {
+        hidden = through(t, call, &self.layers, hidden, |_, layer| {
+            let (mask, positions, cache) = (mask.clone(), positions.clone(), cache.clone());
+            Rc::new(move |t, inputs| {
                 let _held = &positions;
                 layer.call(t, &inputs[0], mask.as_ref(), &cache)
-            });
-            hidden = t.within(Origin::Layer(index as u32), || {
-                layered(t, call.options, index, run, &hidden)
-            })?;
-        }
+            })
+        })?;
         self.norm.call(t, &hidden)
     }
 

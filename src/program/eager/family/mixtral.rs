@@ -1,33 +1,17 @@
 //! Mixtral: Mistral's attention, and a loop over experts, each on the tokens routed to it. Routing depends on data; every expert is taken
 //! to get the same number of tokens.
 
-use std::rc::Rc;
-
-use super::attention::tables;
-use super::cache::reached;
+use super::decoder;
 use super::grouped::{Around, Grouped};
-use super::{Call, Model, layered, masks};
-use crate::program::eager::checkpoint::Replay;
 use crate::program::eager::nn::{Builder, Linear, RmsNorm};
-use crate::program::eager::tape::{Class, Origin};
 use crate::program::eager::tensor::{DType, Tensor};
 use crate::program::eager::torch::{Halt, Made, Torch};
 use crate::spec::model::{Experts, Mlp, ModelSpec};
 use crate::spec::torch::Attn;
 
-/// `MixtralForCausalLM`.
-#[derive(Debug)]
-pub struct Mixtral {
-    embedding: Tensor,
-    layers: Vec<Rc<Layer>>,
-    norm: RmsNorm,
-    frequencies: Tensor,
-    head: Linear,
-}
-
 /// `MixtralDecoderLayer`.
 #[derive(Debug)]
-struct Layer {
+pub struct Layer {
     attention: Grouped,
     router: Linear,
     experts: Vec<Expert>,
@@ -43,31 +27,6 @@ struct Expert {
     w2: Linear,
     w3: Linear,
     mlp: Mlp,
-}
-
-impl Mixtral {
-    /// The model with its parameters.
-    pub fn new(b: &Builder, spec: &ModelSpec, attn: Attn) -> Mixtral {
-        let embedding = b.parameter(&[spec.vocab, spec.hidden]);
-        let layers = (0..spec.layers)
-            .map(|_| Rc::new(Layer::new(b, spec, attn)))
-            .collect();
-        let norm = RmsNorm::new(b, spec.hidden);
-        let frequencies = b
-            .torch
-            .buffer(&[spec.head_dim / 2], DType::F32, Class::Buffers);
-        let head = match spec.tied {
-            true => Linear::tied_to(&embedding),
-            false => b.linear("lm_head", spec.hidden, spec.vocab, false),
-        };
-        Mixtral {
-            embedding,
-            layers,
-            norm,
-            frequencies,
-            head,
-        }
-    }
 }
 
 impl Expert {
@@ -88,7 +47,7 @@ impl Expert {
     }
 }
 
-impl Layer {
+impl decoder::Layer for Layer {
     fn new(b: &Builder, spec: &ModelSpec, attn: Attn) -> Layer {
         let Experts { count, top_k } = spec.experts.unwrap_or(Experts { count: 1, top_k: 1 });
         Layer {
@@ -101,7 +60,6 @@ impl Layer {
         }
     }
 
-    /// The layer on hidden states (B, T, H).
     fn call(&self, t: &Torch, hidden: &Tensor, around: &Around) -> Made {
         let residual = hidden.clone();
         let mut hidden = self.input_norm.call(t, hidden)?;
@@ -116,7 +74,9 @@ impl Layer {
         hidden = mixed;
         t.add(residual, &hidden)
     }
+}
 
+impl Layer {
     /// `MixtralSparseMoeBlock.forward`: its output and the router's.
     fn mix(&self, t: &Torch, hidden: &Tensor) -> Result<(Tensor, Tensor), Halt> {
         let (sizes, width) = (hidden.shape, hidden.shape.last());
@@ -166,34 +126,5 @@ impl Layer {
         drop(sum);
         weights = t.to(&weights, dtype)?;
         Ok((weights, selected))
-    }
-}
-
-impl Model for Mixtral {
-    fn hidden(&self, t: &Torch, call: &Call) -> Made {
-        let embedded = t.within(Origin::Embed, || t.embedding(&call.ids, &self.embedding))?;
-        let embedded = reached(t, call.options, embedded);
-        let positions = t.plain("arange", &[call.options.seq], DType::I64);
-        let mask = masks::causal(t, call, embedded.dtype, call.spec.attention.window)?;
-        let rotary = tables(t, &self.frequencies, &embedded, &positions)?;
-        let around = Around {
-            mask,
-            rotary,
-            positions,
-            cache: call.cache.clone(),
-        };
-        let mut hidden = embedded.clone();
-        for (index, layer) in self.layers.iter().enumerate() {
-            let (layer, around) = (layer.clone(), around.clone());
-            let run: Replay = Rc::new(move |t, inputs| layer.call(t, &inputs[0], &around));
-            hidden = t.within(Origin::Layer(index as u32), || {
-                layered(t, call.options, index, run, &hidden)
-            })?;
-        }
-        self.norm.call(t, &hidden)
-    }
-
-    fn head(&self) -> &Linear {
-        &self.head
     }
 }

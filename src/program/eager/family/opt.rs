@@ -4,8 +4,7 @@ use std::rc::Rc;
 
 use super::attention::{Asked, attend};
 use super::cache::{Cache, reached};
-use super::{Call, Model, layered};
-use crate::program::eager::checkpoint::Replay;
+use super::{Call, Model, through};
 use crate::program::eager::nn::{Builder, LayerNorm, Linear};
 use crate::program::eager::tape::Origin;
 use crate::program::eager::tensor::{DType, Tensor};
@@ -197,18 +196,15 @@ impl Model for Opt {
             let rows = t.plain("add", places.shape.all(), DType::I64);
             t.within(Origin::Embed, || t.embedding(&rows, &self.positions))?
         };
-        let mut hidden = t.add(&embedded, &placed)?;
-        for (index, layer) in self.layers.iter().enumerate() {
-            let (layer, mask, cache) = (layer.clone(), mask.clone(), cache.clone());
+        let placed = t.add(&embedded, &placed)?;
+        let hidden = through(t, call, &self.layers, placed, |_, layer| {
+            let (mask, cache) = (mask.clone(), cache.clone());
             let held = (positions.clone(), places.clone());
-            let run: Replay = Rc::new(move |t, inputs| {
+            Rc::new(move |t, inputs| {
                 let _held = &held;
                 layer.call(t, &inputs[0], mask.as_ref(), &cache)
-            });
-            hidden = t.within(Origin::Layer(index as u32), || {
-                layered(t, call.options, index, run, &hidden)
-            })?;
-        }
+            })
+        })?;
         match &self.norm {
             Some(norm) => norm.call(t, &hidden),
             None => Ok(hidden),

@@ -1,32 +1,17 @@
 //! Phi-3: query, key and value in one projection, gate and up in another, rotary embedding of a part of each head.
 
-use std::rc::Rc;
-
-use super::attention::{Asked, attend, tables};
-use super::cache::reached;
+use super::attention::{Asked, attend};
+use super::decoder;
 use super::grouped::Around;
-use super::{Call, Model, layered, masks};
-use crate::program::eager::checkpoint::Replay;
 use crate::program::eager::nn::{Builder, Linear, RmsNorm};
-use crate::program::eager::tape::{Class, Origin};
-use crate::program::eager::tensor::{DType, Tensor};
+use crate::program::eager::tensor::Tensor;
 use crate::program::eager::torch::{Halt, Made, Torch};
-use crate::spec::model::{Mlp, ModelSpec, Position};
+use crate::spec::model::{Mlp, ModelSpec};
 use crate::spec::torch::Attn;
-
-/// `Phi3ForCausalLM`.
-#[derive(Debug)]
-pub struct Phi3 {
-    embedding: Tensor,
-    layers: Vec<Rc<Layer>>,
-    norm: RmsNorm,
-    frequencies: Tensor,
-    head: Linear,
-}
 
 /// `Phi3DecoderLayer`.
 #[derive(Debug)]
-struct Layer {
+pub struct Layer {
     o: Linear,
     qkv: Linear,
     gate_up: Linear,
@@ -49,34 +34,7 @@ struct Shape {
     attn: Attn,
 }
 
-impl Phi3 {
-    /// The model with its parameters.
-    pub fn new(b: &Builder, spec: &ModelSpec, attn: Attn) -> Phi3 {
-        let turned = match &spec.position {
-            Position::Rotary(rotary) => rotary.dims,
-            Position::Learned { .. } => spec.head_dim,
-        };
-        let embedding = b.parameter(&[spec.vocab, spec.hidden]);
-        let layers = (0..spec.layers)
-            .map(|_| Rc::new(Layer::new(b, spec, attn)))
-            .collect();
-        let norm = RmsNorm::new(b, spec.hidden);
-        let frequencies = b.torch.buffer(&[turned / 2], DType::F32, Class::Buffers);
-        let head = match spec.tied {
-            true => Linear::tied_to(&embedding),
-            false => b.linear("lm_head", spec.hidden, spec.vocab, false),
-        };
-        Phi3 {
-            embedding,
-            layers,
-            norm,
-            frequencies,
-            head,
-        }
-    }
-}
-
-impl Layer {
+impl decoder::Layer for Layer {
     fn new(b: &Builder, spec: &ModelSpec, attn: Attn) -> Layer {
         let (wide, narrow) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
         let hidden = spec.hidden;
@@ -100,7 +58,6 @@ impl Layer {
         }
     }
 
-    /// The layer on hidden states (B, T, H).
     fn call(&self, t: &Torch, hidden: &Tensor, around: &Around) -> Made {
         let residual = hidden.clone();
         let mut hidden = self.input_norm.call(t, hidden)?;
@@ -112,7 +69,9 @@ impl Layer {
         hidden = self.feed(t, &hidden)?;
         t.add(residual, t.dropout(&hidden, self.shape.dropout)?)
     }
+}
 
+impl Layer {
     fn feed(&self, t: &Torch, hidden: &Tensor) -> Made {
         let at = hidden.shape.all().len() - 1;
         let both = self.gate_up.call(t, hidden)?;
@@ -190,33 +149,4 @@ fn partly_rotated(
         t.cat(&[&sum, &rest], 3)
     };
     Ok((one(&q_turned, &q_rest)?, one(&k_turned, &k_rest)?))
-}
-
-impl Model for Phi3 {
-    fn hidden(&self, t: &Torch, call: &Call) -> Made {
-        let embedded = t.within(Origin::Embed, || t.embedding(&call.ids, &self.embedding))?;
-        let embedded = reached(t, call.options, embedded);
-        let positions = t.plain("arange", &[call.options.seq], DType::I64);
-        let mask = masks::causal(t, call, embedded.dtype, call.spec.attention.window)?;
-        let rotary = tables(t, &self.frequencies, &embedded, &positions)?;
-        let around = Around {
-            mask,
-            rotary,
-            positions,
-            cache: call.cache.clone(),
-        };
-        let mut hidden = embedded.clone();
-        for (index, layer) in self.layers.iter().enumerate() {
-            let (layer, around) = (layer.clone(), around.clone());
-            let run: Replay = Rc::new(move |t, inputs| layer.call(t, &inputs[0], &around));
-            hidden = t.within(Origin::Layer(index as u32), || {
-                layered(t, call.options, index, run, &hidden)
-            })?;
-        }
-        self.norm.call(t, &hidden)
-    }
-
-    fn head(&self) -> &Linear {
-        &self.head
-    }
 }
