@@ -5,7 +5,9 @@ mod adamw;
 mod args;
 mod chunked_loss;
 mod clip;
+mod estimator;
 mod flash_attention;
+mod forward_gradient;
 mod fused_update;
 mod mixed_precision;
 mod offload;
@@ -13,6 +15,12 @@ mod pattern;
 mod recompute;
 mod sgd;
 mod update;
+mod zeroth_order;
+mod zo_adam;
+mod zo_conservative;
+mod zo_momentum;
+mod zo_sgd;
+mod zo_sign;
 
 pub use args::Args;
 pub use pattern::Pattern;
@@ -34,6 +42,12 @@ pub const TECHNIQUES: &[&dyn Technique] = &[
     &flash_attention::FlashAttention,
     &chunked_loss::ChunkedLoss,
     &fused_update::FusedUpdate,
+    &zo_sgd::ZoSgd,
+    &zo_sign::ZoSign,
+    &zo_momentum::ZoMomentum,
+    &zo_conservative::ZoConservative,
+    &zo_adam::ZoAdam,
+    &forward_gradient::ForwardGradient,
     &recompute::Recompute,
     &offload::Offload,
 ];
@@ -109,8 +123,19 @@ pub struct Draft {
     pub max_norm: Option<f64>,
     /// Whether a parameter is updated as soon as its gradient is whole.
     pub fused_update: bool,
-    /// Whether there is a backward pass; without, the forward pass is that of evaluation.
-    pub backward: bool,
+    /// How the loss is differentiated.
+    pub derivative: Derivative,
+}
+
+/// How the loss is differentiated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Derivative {
+    /// By a backward pass: gradients of all parameters.
+    Reverse,
+    /// By differences between forward passes, which are those of evaluation.
+    Differences,
+    /// Along with the forward pass, in one direction.
+    Forward,
 }
 
 impl Draft {
