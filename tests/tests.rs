@@ -38,6 +38,7 @@ mod ops_optimizer;
 mod ops_rope;
 mod ops_simd;
 mod ops_tangent;
+mod optimizers;
 mod placement;
 mod programs;
 mod published;

@@ -1,7 +1,9 @@
 //! What may change: each technique in a file of its own, all in one list.
 
 mod accumulate;
+mod adafactor;
 mod adamw;
+mod adamw8bit;
 mod args;
 mod chunked_loss;
 mod clip;
@@ -9,6 +11,9 @@ mod estimator;
 mod flash_attention;
 mod forward_gradient;
 mod fused_update;
+mod galore;
+mod lion;
+mod microadam;
 mod mixed_precision;
 mod offload;
 mod pattern;
@@ -38,6 +43,11 @@ pub const TECHNIQUES: &[&dyn Technique] = &[
     &accumulate::Accumulate,
     &sgd::Sgd,
     &adamw::AdamW,
+    &adamw8bit::AdamW8Bit,
+    &lion::Lion,
+    &adafactor::Adafactor,
+    &galore::GaLore,
+    &microadam::MicroAdam,
     &clip::Clip,
     &flash_attention::FlashAttention,
     &chunked_loss::ChunkedLoss,

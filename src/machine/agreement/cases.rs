@@ -122,7 +122,101 @@ pub fn cases() -> Vec<Case> {
     let sizes = FACTORS.map(<[&str]>::len);
     let rows = array::rows(&sizes, allowed);
     let small = rows.iter().enumerate().map(|(i, row)| small(i, row));
-    small.chain(big()).collect()
+    let rules = RULES.iter().map(|(rule, rest)| single(rule, rest));
+    small.chain(rules).chain(big()).collect()
+}
+
+/// Optimizers of little memory, with what they meet: family, format, optimizer; then the other choices.
+const RULES: [(&str, &str); 27] = [
+    (
+        "llama f32 adamw8bit",
+        "clip:norm=0.5 offload:what=optimizer",
+    ),
+    (
+        "gpt2 bf16 adamw8bit",
+        "accumulate:micro=1 offload:what=optimizer,update=host",
+    ),
+    ("opt fp16 adamw8bit", "clip offload:what=optimizer,to=disk"),
+    ("mixtral f32 adamw8bit", "fused_update recompute"),
+    ("gemma2 bf16 adamw8bit", "offload:what=gradients"),
+    ("llama f32 lion", "fused_update"),
+    ("qwen2 bf16 lion:momentum=bf16", "clip accumulate:micro=2"),
+    ("bert fp16 lion", "offload:what=optimizer,update=host"),
+    ("llama f32 adafactor", "fused_update recompute"),
+    (
+        "mixtral bf16 adafactor:beta1=0.9",
+        "clip offload:what=optimizer",
+    ),
+    ("gpt2 fp16 adafactor:scale=yes", "accumulate:micro=1"),
+    (
+        "phi3 f32 adafactor",
+        "offload:what=gradients offload:what=optimizer,update=host",
+    ),
+    ("llama f32 galore:rank=8,gap=2", ""),
+    ("llama bf16 galore:rank=8,gap=2,bits=8", "fused_update"),
+    (
+        "mistral f32 galore:rank=8,gap=2,projection=randomized",
+        "clip accumulate:micro=1",
+    ),
+    (
+        "gpt2 bf16 galore:rank=16,gap=2",
+        "recompute offload:what=optimizer",
+    ),
+    (
+        "opt fp16 galore:rank=8,gap=2",
+        "offload:what=optimizer,to=disk",
+    ),
+    (
+        "bert f32 galore:rank=80,gap=2,bits=8",
+        "offload:what=optimizer,update=host",
+    ),
+    (
+        "qwen3 bf16 galore:rank=4,gap=2,projection=randomized,bits=8",
+        "offload:what=gradients",
+    ),
+    (
+        "mixtral bf16 galore:rank=8,gap=2",
+        "fused_update offload:what=activations",
+    ),
+    ("llama f32 microadam", "fused_update recompute"),
+    ("llama bf16 microadam", "clip accumulate:micro=2"),
+    (
+        "gpt2 fp16 microadam:block=1000,window=3",
+        "offload:what=optimizer",
+    ),
+    (
+        "opt f32 microadam:density=0.05,quant=32",
+        "offload:what=gradients",
+    ),
+    (
+        "bert bf16 microadam:alpha=0.2",
+        "offload:what=optimizer,update=host",
+    ),
+    ("mixtral f32 microadam", "offload:what=optimizer,to=disk"),
+    (
+        "gemma2 bf16 microadam",
+        "offload:what=parameters offload:what=gradients,to=disk",
+    ),
+];
+
+fn single(rule: &str, rest: &str) -> Case {
+    let mut words = rule.split(' ');
+    let mut word = || words.next().unwrap_or_default();
+    let (family, precision, rule) = (word(), word(), word());
+    let rest = rest.split(' ').filter(|text| !text.is_empty());
+    let choices = std::iter::once(rule).chain(rest).map(str::to_string);
+    let choices: Vec<String> = choices.collect();
+    Case {
+        name: format!("{family}-{precision}-{}", choices.join("-")),
+        model: family.to_string(),
+        layers: None,
+        precision: precision.parse().unwrap_or(Precision::F32),
+        batch: MICRO.1,
+        seq: MICRO.2,
+        choices,
+        link: None,
+        big: false,
+    }
 }
 
 fn small(number: usize, row: &[usize]) -> Case {
