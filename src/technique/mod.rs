@@ -5,6 +5,8 @@ mod adamw;
 mod args;
 mod chunked_loss;
 mod clip;
+mod compress_activations;
+mod compress_offload;
 mod estimator;
 mod flash_attention;
 mod forward_gradient;
@@ -49,7 +51,9 @@ pub const TECHNIQUES: &[&dyn Technique] = &[
     &zo_adam::ZoAdam,
     &forward_gradient::ForwardGradient,
     &recompute::Recompute,
+    &compress_activations::CompressActivations,
     &offload::Offload,
+    &compress_offload::CompressOffload,
 ];
 
 /// What a technique says of itself.
