@@ -268,7 +268,11 @@ pub fn numbers(value: &serde_json::Value) -> Vec<f64> {
 impl Golden {
     /// Fails unless weights are the package's within 1e-6, or 2e-5 of a moment in bytes of a sum in another order.
     pub fn assert_near(&self, weights: &[f32]) {
-        let limit = if self.row["name"] == "galore.adamw8bit" { 2e-5 } else { 1e-6 };
+        let limit = if self.row["name"] == "galore.adamw8bit" {
+            2e-5
+        } else {
+            1e-6
+        };
         let every = self.row["every"].as_u64().unwrap() as usize;
         let kept: Vec<f32> = weights.iter().copied().step_by(every).collect();
         let want: Vec<f32> = numbers(&self.row["weights"])

@@ -50,190 +50,230 @@ pub struct Case {
     pub big: bool,
 }
 
-/// One factor's values; the first of most is "nothing".
-const FACTORS: [&[&str]; 14] = [
-    &FAMILIES,
-    &["f32", "bf16", "fp16"],
-    &["adamw", "sgd", "sgd:momentum=0"],
-    &["", "clip:norm=0.5"],
-    &["", "accumulate:micro=1", "accumulate:micro=2"],
-    &["", "flash_attention"],
-    &["", "chunked_loss:rows=16", "chunked_loss:rows=64"],
-    &["", "fused_update"],
-    &[
-        "",
-        "recompute",
-        "recompute:what=cheap",
-        "recompute:what=attention",
-        "recompute:segment=2",
-        "recompute:site=layers.0",
-    ],
-    &[
-        "",
-        "offload:what=activations",
-        "offload:what=activations,to=disk",
-        "offload:what=activations,lead=2,lag=2",
-        "offload:what=activations,site=layers.1",
-    ],
-    &[
-        "",
-        "offload:what=parameters",
-        "offload:what=parameters,to=disk",
-    ],
-    &[
-        "",
-        "offload:what=optimizer",
-        "offload:what=optimizer,update=host",
-        "offload:what=optimizer,to=disk",
-        "offload:what=optimizer,to=disk,update=host",
-    ],
-    &[
-        "",
-        "offload:what=gradients",
-        "offload:what=gradients,to=disk",
-    ],
-    &["", "200e6", "1e9"],
-];
-
-/// Beginnings of texts that exclude each other; one that ends in `$` is a whole text.
-const EXCLUDED: [(&str, &str); 7] = [
-    ("bert", "chunked_loss"),
-    ("clip", "fused_update"),
-    ("fp16", "fused_update"),
-    ("accumulate", "offload:what=gradients"),
-    ("sgd:momentum=0", "offload:what=optimizer"),
-    ("recompute$", "offload:what=activations"),
-    ("recompute:segment", "offload:what=activations"),
-];
-
-fn allowed(a: (usize, usize), b: (usize, usize)) -> bool {
-    let (a, b) = (FACTORS[a.0][a.1], FACTORS[b.0][b.1]);
-    let hits = |text: &str, start: &str| match start.strip_suffix('$') {
-        Some(whole) => text == whole,
-        None => text.starts_with(start),
-    };
-    let excluded =
-        |&(x, y): &(&str, &str)| (hits(a, x) && hits(b, y)) || (hits(b, x) && hits(a, y));
-    !EXCLUDED.iter().any(excluded)
+/// Combinations that are covered pairwise: the values of each factor, the first of most of them "nothing", and beginnings of texts
+/// that exclude each other; one that ends in `$` is a whole text. The first two factors are family and precision.
+struct Table {
+    /// What its cases' names begin with.
+    prefix: &'static str,
+    factors: &'static [&'static [&'static str]],
+    excluded: &'static [(&'static str, &'static str)],
 }
 
-/// All combinations: a pairwise covering array over micro models of all families, and those over 1 GiB.
+/// Techniques of full training, and where its bytes go.
+const FULL: Table = Table {
+    prefix: "",
+    factors: &[
+        &FAMILIES,
+        &["f32", "bf16", "fp16"],
+        &["adamw", "sgd", "sgd:momentum=0"],
+        &["", "clip:norm=0.5"],
+        &["", "accumulate:micro=1", "accumulate:micro=2"],
+        &["", "flash_attention"],
+        &["", "chunked_loss:rows=16", "chunked_loss:rows=64"],
+        &["", "fused_update"],
+        &[
+            "",
+            "recompute",
+            "recompute:what=cheap",
+            "recompute:what=attention",
+            "recompute:segment=2",
+            "recompute:site=layers.0",
+        ],
+        &[
+            "",
+            "offload:what=activations",
+            "offload:what=activations,to=disk",
+            "offload:what=activations,lead=2,lag=2",
+            "offload:what=activations,site=layers.1",
+        ],
+        &[
+            "",
+            "offload:what=parameters",
+            "offload:what=parameters,to=disk",
+        ],
+        &[
+            "",
+            "offload:what=optimizer",
+            "offload:what=optimizer,update=host",
+            "offload:what=optimizer,to=disk",
+            "offload:what=optimizer,to=disk,update=host",
+        ],
+        &[
+            "",
+            "offload:what=gradients",
+            "offload:what=gradients,to=disk",
+        ],
+        &["", "200e6", "1e9"],
+    ],
+    excluded: &[
+        ("bert", "chunked_loss"),
+        ("clip", "fused_update"),
+        ("fp16", "fused_update"),
+        ("accumulate", "offload:what=gradients"),
+        ("sgd:momentum=0", "offload:what=optimizer"),
+        ("recompute$", "offload:what=activations"),
+        ("recompute:segment", "offload:what=activations"),
+    ],
+};
+
+/// Estimated gradients.
+const ESTIMATED: Table = Table {
+    prefix: "z",
+    factors: &[
+        &FAMILIES,
+        &["f32", "bf16", "fp16"],
+        &[
+            "zo_sgd",
+            "zo_sgd:in_place=yes,q=2,decay=0.1",
+            "zo_sgd:blockwise=yes,sparse=0.5",
+            "zo_sign:sides=1",
+            "zo_momentum",
+            "zo_conservative",
+            "zo_adam:q=2",
+            "zo_adam:master=yes",
+            "forward_gradient",
+        ],
+        &["", "flash_attention"],
+        &["", "chunked_loss:rows=16"],
+        &[
+            "",
+            "offload:what=parameters",
+            "offload:what=parameters,to=disk",
+        ],
+    ],
+    excluded: &[("bert", "chunked_loss")],
+};
+
+/// Values held in fewer bits.
+const HELD: Table = Table {
+    prefix: "h",
+    factors: &[
+        &FAMILIES,
+        &["f32", "bf16", "fp16"],
+        &["adamw", "sgd"],
+        &["", "accumulate:micro=2"],
+        &["", "recompute:what=cheap", "recompute:site=layers.0"],
+        &[
+            "",
+            "compress_activations",
+            "compress_activations:bits=4,block=32,rounding=nearest",
+            "compress_activations:site=layers.1",
+        ],
+        &[
+            "",
+            "offload:what=activations",
+            "offload:what=activations,to=disk",
+        ],
+        &[
+            "",
+            "offload:what=optimizer",
+            "offload:what=optimizer,update=host",
+        ],
+        &["", "compress_offload", "compress_offload:to=disk,bits=4"],
+        &[
+            "",
+            "compress_offload:what=optimizer",
+            "compress_offload:what=optimizer,to=disk,rounding=nearest",
+        ],
+    ],
+    excluded: &[
+        ("accumulate", "compress_offload$"),
+        ("accumulate", "compress_offload:to=disk"),
+    ],
+};
+
+/// Optimizers of little state.
+const RULES: Table = Table {
+    prefix: "o",
+    factors: &[
+        &["llama", "gpt2", "mixtral", "bert"],
+        &["f32", "bf16", "fp16"],
+        &[
+            "adamw8bit",
+            "lion",
+            "lion:momentum=bf16",
+            "adafactor",
+            "adafactor:beta1=0.9,scale=yes",
+            "galore:rank=8,gap=2",
+            "galore:rank=80,gap=2,bits=8",
+            "galore:rank=4,gap=2,projection=randomized",
+            "microadam",
+            "microadam:block=1000,window=3,alpha=0.2",
+        ],
+        &["", "clip:norm=0.5"],
+        &["", "accumulate:micro=1", "accumulate:micro=2"],
+        &["", "fused_update"],
+        &["", "recompute"],
+        &[
+            "",
+            "offload:what=optimizer",
+            "offload:what=optimizer,update=host",
+            "offload:what=optimizer,to=disk",
+        ],
+        &[
+            "",
+            "offload:what=gradients",
+            "offload:what=gradients,to=disk",
+        ],
+    ],
+    excluded: &[
+        ("clip", "fused_update"),
+        ("fp16", "fused_update"),
+        ("accumulate", "offload:what=gradients"),
+    ],
+};
+
+/// All tables, in order.
+const TABLES: [&Table; 4] = [&FULL, &ESTIMATED, &HELD, &RULES];
+
+impl Table {
+    fn allowed(&self, a: (usize, usize), b: (usize, usize)) -> bool {
+        let (a, b) = (self.factors[a.0][a.1], self.factors[b.0][b.1]);
+        let hits = |text: &str, start: &str| match start.strip_suffix('$') {
+            Some(whole) => text == whole,
+            None => text.starts_with(start),
+        };
+        let excluded =
+            |&(x, y): &(&str, &str)| (hits(a, x) && hits(b, y)) || (hits(b, x) && hits(a, y));
+        !self.excluded.iter().any(excluded)
+    }
+
+    /// Its cases on micro models.
+    fn cases(&self) -> impl Iterator<Item = Case> {
+        let sizes: Vec<usize> = self.factors.iter().map(|values| values.len()).collect();
+        let rows = array::rows(&sizes, |a, b| self.allowed(a, b));
+        rows.into_iter()
+            .enumerate()
+            .map(|(i, row)| self.case(i, &row))
+    }
+
+    fn case(&self, number: usize, row: &[usize]) -> Case {
+        let texts: Vec<&str> = self
+            .factors
+            .iter()
+            .zip(row)
+            .map(|(f, &value)| f[value])
+            .collect();
+        let is_rate = |text: &&&str| text.parse::<f64>().is_ok();
+        let choices = texts[2..].iter().filter(|t| !t.is_empty() && !is_rate(t));
+        let (_, batch, seq) = MICRO;
+        Case {
+            name: format!("{}{:02}-{}-{}", self.prefix, number + 1, texts[0], texts[1]),
+            model: texts[0].to_string(),
+            layers: None,
+            precision: texts[1].parse().unwrap_or(Precision::F32),
+            batch,
+            seq,
+            choices: choices.map(|t| t.to_string()).collect(),
+            link: texts.iter().find(is_rate).and_then(|t| t.parse().ok()),
+            big: false,
+        }
+    }
+}
+
+/// All combinations: pairwise covering arrays over micro models of all families, and those over 1 GiB.
 pub fn cases() -> Vec<Case> {
-    let sizes = FACTORS.map(<[&str]>::len);
-    let rows = array::rows(&sizes, allowed);
-    let small = rows.iter().enumerate().map(|(i, row)| small(i, row));
-    let rules = RULES.iter().map(|(rule, rest)| single(rule, rest));
-    small.chain(rules).chain(big()).collect()
-}
-
-/// Optimizers of little memory, with what they meet: family, format, optimizer; then the other choices.
-const RULES: [(&str, &str); 27] = [
-    (
-        "llama f32 adamw8bit",
-        "clip:norm=0.5 offload:what=optimizer",
-    ),
-    (
-        "gpt2 bf16 adamw8bit",
-        "accumulate:micro=1 offload:what=optimizer,update=host",
-    ),
-    ("opt fp16 adamw8bit", "clip offload:what=optimizer,to=disk"),
-    ("mixtral f32 adamw8bit", "fused_update recompute"),
-    ("gemma2 bf16 adamw8bit", "offload:what=gradients"),
-    ("llama f32 lion", "fused_update"),
-    ("qwen2 bf16 lion:momentum=bf16", "clip accumulate:micro=2"),
-    ("bert fp16 lion", "offload:what=optimizer,update=host"),
-    ("llama f32 adafactor", "fused_update recompute"),
-    (
-        "mixtral bf16 adafactor:beta1=0.9",
-        "clip offload:what=optimizer",
-    ),
-    ("gpt2 fp16 adafactor:scale=yes", "accumulate:micro=1"),
-    (
-        "phi3 f32 adafactor",
-        "offload:what=gradients offload:what=optimizer,update=host",
-    ),
-    ("llama f32 galore:rank=8,gap=2", ""),
-    ("llama bf16 galore:rank=8,gap=2,bits=8", "fused_update"),
-    (
-        "mistral f32 galore:rank=8,gap=2,projection=randomized",
-        "clip accumulate:micro=1",
-    ),
-    (
-        "gpt2 bf16 galore:rank=16,gap=2",
-        "recompute offload:what=optimizer",
-    ),
-    (
-        "opt fp16 galore:rank=8,gap=2",
-        "offload:what=optimizer,to=disk",
-    ),
-    (
-        "bert f32 galore:rank=80,gap=2,bits=8",
-        "offload:what=optimizer,update=host",
-    ),
-    (
-        "qwen3 bf16 galore:rank=4,gap=2,projection=randomized,bits=8",
-        "offload:what=gradients",
-    ),
-    (
-        "mixtral bf16 galore:rank=8,gap=2",
-        "fused_update offload:what=activations",
-    ),
-    ("llama f32 microadam", "fused_update recompute"),
-    ("llama bf16 microadam", "clip accumulate:micro=2"),
-    (
-        "gpt2 fp16 microadam:block=1000,window=3",
-        "offload:what=optimizer",
-    ),
-    (
-        "opt f32 microadam:density=0.05,quant=32",
-        "offload:what=gradients",
-    ),
-    (
-        "bert bf16 microadam:alpha=0.2",
-        "offload:what=optimizer,update=host",
-    ),
-    ("mixtral f32 microadam", "offload:what=optimizer,to=disk"),
-    (
-        "gemma2 bf16 microadam",
-        "offload:what=parameters offload:what=gradients,to=disk",
-    ),
-];
-
-fn single(rule: &str, rest: &str) -> Case {
-    let mut words = rule.split(' ');
-    let mut word = || words.next().unwrap_or_default();
-    let (family, precision, rule) = (word(), word(), word());
-    let rest = rest.split(' ').filter(|text| !text.is_empty());
-    let choices = std::iter::once(rule).chain(rest).map(str::to_string);
-    let choices: Vec<String> = choices.collect();
-    Case {
-        name: format!("{family}-{precision}-{}", choices.join("-")),
-        model: family.to_string(),
-        layers: None,
-        precision: precision.parse().unwrap_or(Precision::F32),
-        batch: MICRO.1,
-        seq: MICRO.2,
-        choices,
-        link: None,
-        big: false,
-    }
-}
-
-fn small(number: usize, row: &[usize]) -> Case {
-    let text = |factor: usize| FACTORS[factor][row[factor]];
-    let choices = (2..13).map(text).filter(|t| !t.is_empty());
-    let (_, batch, seq) = MICRO;
-    Case {
-        name: format!("{:02}-{}-{}", number + 1, text(0), text(1)),
-        model: text(0).to_string(),
-        layers: None,
-        precision: text(1).parse().unwrap_or(Precision::F32),
-        batch,
-        seq,
-        choices: choices.map(str::to_string).collect(),
-        link: text(13).parse().ok(),
-        big: false,
-    }
+    TABLES.iter().flat_map(|t| t.cases()).chain(big()).collect()
 }
 
 /// A combination over 1 GiB.
