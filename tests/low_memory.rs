@@ -266,13 +266,8 @@ pub fn numbers(value: &serde_json::Value) -> Vec<f64> {
 }
 
 impl Golden {
-    /// Fails unless weights are the package's within 1e-6, or 2e-5 of a moment in bytes of a sum in another order.
+    /// Fails unless weights are the package's within 1e-6.
     pub fn assert_near(&self, weights: &[f32]) {
-        let limit = if self.row["name"] == "galore.adamw8bit" {
-            2e-5
-        } else {
-            1e-6
-        };
         let every = self.row["every"].as_u64().unwrap() as usize;
         let kept: Vec<f32> = weights.iter().copied().step_by(every).collect();
         let want: Vec<f32> = numbers(&self.row["weights"])
@@ -280,18 +275,18 @@ impl Golden {
             .map(|x| *x as f32)
             .collect();
         let what = format!("{} {:?}", self.row["name"], self.shape);
-        crate::bench::assert_near(&what, &kept, &want, limit);
+        crate::bench::assert_near(&what, &kept, &want, 1e-6);
         let norm = weights
             .iter()
             .map(|w| f64::from(*w).powi(2))
             .sum::<f64>()
             .sqrt();
         let off = norm / self.row["norm"].as_f64().unwrap() - 1.0;
-        assert!(off.abs() < limit, "{what}: norm off by {off:e}");
+        assert!(off.abs() < 1e-6, "{what}: norm off by {off:e}");
     }
 }
 
-/// Bytes of all states that end in none of `ours`.
+/// Bytes of some states.
 pub fn bytes(step: &Step, states: &[TensorId]) -> u64 {
     states.iter().map(|&s| step.type_of(s).bytes().0).sum()
 }

@@ -181,3 +181,16 @@ fn bad_arguments_are_refused_by_name() {
         assert!(error.contains(word), "{choice}: {error}");
     }
 }
+
+#[test]
+fn a_gradient_that_becomes_the_step_is_not_sent_back_to_where_nobody_reads_it() {
+    for choices in [
+        ["microadam", "offload:what=gradients"],
+        ["microadam", "offload:what=optimizer,update=host"],
+    ] {
+        for program in programs(Precision::F32, &choices) {
+            let back = |name: &str| name.ends_with(".gradient.write_back");
+            assert!(!program.step.nodes.iter().any(|n| back(&n.origin)));
+        }
+    }
+}

@@ -1,6 +1,6 @@
 //! The combinations that are held against what really happens.
 
-use super::array;
+use super::{array, rules};
 use crate::error::Result;
 use crate::machine::cpu::Settings;
 use crate::machine::estimate::threads_for;
@@ -52,11 +52,11 @@ pub struct Case {
 
 /// Combinations that are covered pairwise: the values of each factor, the first of most of them "nothing", and beginnings of texts
 /// that exclude each other; one that ends in `$` is a whole text. The first two factors are family and precision.
-struct Table {
+pub(super) struct Table {
     /// What its cases' names begin with.
-    prefix: &'static str,
-    factors: &'static [&'static [&'static str]],
-    excluded: &'static [(&'static str, &'static str)],
+    pub(super) prefix: &'static str,
+    pub(super) factors: &'static [&'static [&'static str]],
+    pub(super) excluded: &'static [(&'static str, &'static str)],
 }
 
 /// Techniques of full training, and where its bytes go.
@@ -182,49 +182,8 @@ const HELD: Table = Table {
     ],
 };
 
-/// Optimizers of little state.
-const RULES: Table = Table {
-    prefix: "o",
-    factors: &[
-        &["llama", "gpt2", "mixtral", "bert"],
-        &["f32", "bf16", "fp16"],
-        &[
-            "adamw8bit",
-            "lion",
-            "lion:momentum=bf16",
-            "adafactor",
-            "adafactor:beta1=0.9,scale=yes",
-            "galore:rank=8,gap=2",
-            "galore:rank=80,gap=2,bits=8",
-            "galore:rank=4,gap=2,projection=randomized",
-            "microadam",
-            "microadam:block=1000,window=3,alpha=0.2",
-        ],
-        &["", "clip:norm=0.5"],
-        &["", "accumulate:micro=1", "accumulate:micro=2"],
-        &["", "fused_update"],
-        &["", "recompute"],
-        &[
-            "",
-            "offload:what=optimizer",
-            "offload:what=optimizer,update=host",
-            "offload:what=optimizer,to=disk",
-        ],
-        &[
-            "",
-            "offload:what=gradients",
-            "offload:what=gradients,to=disk",
-        ],
-    ],
-    excluded: &[
-        ("clip", "fused_update"),
-        ("fp16", "fused_update"),
-        ("accumulate", "offload:what=gradients"),
-    ],
-};
-
 /// All tables, in order.
-const TABLES: [&Table; 4] = [&FULL, &ESTIMATED, &HELD, &RULES];
+const TABLES: [&Table; 4] = [&FULL, &ESTIMATED, &HELD, &rules::TABLE];
 
 impl Table {
     fn allowed(&self, a: (usize, usize), b: (usize, usize)) -> bool {

@@ -1,21 +1,12 @@
 //! Adafactor.
 
-use rayon::prelude::*;
-
+use super::adafactor_sizes::{Pass, Shape};
 use super::update::{Part, Rule, STATES, State, coefficient, expect_guard, walk};
 use crate::error::Result;
-use crate::graph::op::elementwise::CHUNK;
-use crate::graph::op::simd::vectorized;
-use crate::graph::op::{
-    Element, Io, Op, Output, View, ViewMut, Work, expect, expect_inputs, traffic,
-};
+use crate::graph::op::{Io, Op, Output, ViewMut, Work, expect, expect_inputs, traffic};
 use crate::graph::tensor::{DType, Type};
 use crate::spec::job::Backend;
 use crate::spec::units::Bytes;
-use crate::with_float;
-
-/// Most pieces a sum is made of.
-const PIECES: usize = 64;
 
 /// Adafactor (Shazeer and Stern 2018, arXiv:1804.04235) in the form of Hugging Face Transformers, at a rate given from outside.
 ///
@@ -39,69 +30,6 @@ pub struct Adafactor {
     pub master: bool,
     /// Whether the gradient is scaled, and the update skipped, as a guard says.
     pub guard: bool,
-}
-
-/// A parameter as a stack of matrices, or as one row with squares of its own.
-#[derive(Debug, Clone, Copy)]
-struct Shape {
-    stack: usize,
-    rows: usize,
-    columns: usize,
-    factored: bool,
-}
-
-impl Shape {
-    fn of(at: &Type) -> Shape {
-        let columns = at.columns() as usize;
-        match at.shape.len() {
-            0 | 1 => Shape {
-                stack: 1,
-                rows: 1,
-                columns,
-                factored: false,
-            },
-            n => {
-                let rows = at.shape[n - 2] as usize;
-                let stack = at.shape[..n - 2].iter().product::<u64>() as usize;
-                Shape {
-                    stack,
-                    rows,
-                    columns,
-                    factored: true,
-                }
-            }
-        }
-    }
-
-    /// Rows of a piece of a matrix: fixed, so that no sum depends on the number of threads.
-    fn rows_of_piece(self) -> usize {
-        let least = CHUNK.div_ceil(self.columns.max(1));
-        self.rows.div_ceil(PIECES).max(least)
-    }
-
-    /// Elements of a piece of a parameter.
-    fn elements_of_piece(self) -> usize {
-        (self.stack * self.rows * self.columns)
-            .div_ceil(PIECES)
-            .max(CHUNK)
-    }
-
-    /// Sums of columns of the pieces of a matrix, in f64; and sums of pieces.
-    fn partials(self) -> usize {
-        let columns = match self.factored {
-            true => self.rows.div_ceil(self.rows_of_piece()) * self.columns,
-            false => 0,
-        };
-        columns + PIECES
-    }
-
-    /// Factors of rows and of columns, in f32.
-    fn factors(self) -> (usize, usize) {
-        match self.factored {
-            true => (self.stack * self.rows, self.stack * self.columns),
-            false => (0, 0),
-        }
-    }
 }
 
 impl Adafactor {
@@ -177,30 +105,19 @@ impl Op for Adafactor {
         let (masters, states) = outputs.into_slice().split_at_mut(first);
         let decay = 1.0 - (io.scalars.step as f64).powf(self.exponent);
         let pass = Pass {
+            op: self.name(),
             shape,
             coefficient,
             eps: self.eps as f32,
             decay: decay as f32,
         };
         let (squares, means) = states.split_at_mut(1 + usize::from(shape.factored));
-        let sum = pass.sum(
-            self.name(),
-            gradient,
-            squares,
-            (&mut *rows, &mut *columns),
-            partials,
-        )?;
-        let elements = gradient.at.elements().max(1) as f64;
-        let size = (sum / elements).sqrt();
+        let factors = (&mut *rows, &mut *columns);
+        let size = pass.update(gradient, squares, factors, partials)?;
         let mut rate = f64::from(io.scalars.rate);
         if let Some(least) = self.scale {
-            let sum = sum_of_squares(
-                self.name(),
-                masters.first().unwrap_or(parameter),
-                shape,
-                partials,
-            )?;
-            rate *= (sum / elements).sqrt().max(least);
+            let weights = masters.first().unwrap_or(parameter);
+            rate *= pass.weights(weights, partials)?.max(least);
         }
         let rule = Step {
             shape,
@@ -217,203 +134,10 @@ impl Op for Adafactor {
         if let [mean] = means {
             parts[1] = Part::new(mean, State::F32);
         }
-        let master = masters.first_mut().map(|m| m.of()).unwrap_or_default();
-        walk(
-            self.name(),
-            coefficient,
-            gradient,
-            parameter,
-            master,
-            parts,
-            &rule,
-        )
+        let master = masters.first_mut().map(ViewMut::of).unwrap_or_default();
+        let op = self.name();
+        walk(op, coefficient, gradient, parameter, master, parts, &rule)
     }
-}
-
-/// What all passes over the gradient know.
-#[derive(Clone, Copy)]
-struct Pass {
-    shape: Shape,
-    coefficient: f32,
-    eps: f32,
-    decay: f32,
-}
-
-impl Pass {
-    /// Renews all mean squares and factors, and returns the sum of squares of the update.
-    fn sum(
-        self,
-        op: &'static str,
-        gradient: View,
-        states: &mut [ViewMut],
-        factors: (&mut [f32], &mut [f32]),
-        partials: &mut [f64],
-    ) -> Result<f64> {
-        with_float!(op, gradient.at.dtype, G => {
-            let gradient = gradient.of::<G>();
-            Ok(match states {
-                [row, column] => self.factor(gradient, (row.of(), column.of()), factors, partials),
-                [square, ..] => self.squares(gradient, square.of(), partials),
-                [] => 0.0,
-            })
-        })
-    }
-
-    /// Renews mean squares of rows and columns, sets their factors, and returns the sum of squares of the update.
-    fn factor<G: Element>(
-        self,
-        gradient: &[G],
-        (rows, columns): (&mut [f32], &mut [f32]),
-        (row_factors, column_factors): (&mut [f32], &mut [f32]),
-        partials: &mut [f64],
-    ) -> f64 {
-        let Shape {
-            rows: height,
-            columns: width,
-            ..
-        } = self.shape;
-        let matrix = height * width;
-        let states = rows.chunks_mut(height).zip(columns.chunks_mut(width));
-        let factors = row_factors
-            .chunks_mut(height)
-            .zip(column_factors.chunks_mut(width));
-        let mut sum = 0.0;
-        for ((gradient, state), factor) in gradient.chunks(matrix).zip(states).zip(factors) {
-            self.means(gradient, (&mut *state.0, &mut *state.1), partials);
-            let mean = state.0.iter().map(|x| f64::from(*x)).sum::<f64>() / height as f64;
-            for (factor, row) in factor.0.iter_mut().zip(&*state.0) {
-                *factor = 1.0 / (row / mean as f32).sqrt();
-            }
-            for (factor, column) in factor.1.iter_mut().zip(&*state.1) {
-                *factor = 1.0 / column.sqrt();
-            }
-            sum += self.size(gradient, (factor.0, factor.1), partials);
-        }
-        sum
-    }
-
-    /// Renews the mean squares of one matrix.
-    fn means<G: Element>(
-        self,
-        gradient: &[G],
-        state: (&mut [f32], &mut [f32]),
-        partials: &mut [f64],
-    ) {
-        let (height, width) = (self.shape.rows, self.shape.columns);
-        let piece = self.shape.rows_of_piece();
-        let sums = &mut partials[..height.div_ceil(piece) * width];
-        let pieces = gradient
-            .par_chunks(piece * width)
-            .zip(state.0.par_chunks_mut(piece));
-        pieces
-            .zip(sums.par_chunks_mut(width))
-            .for_each(|((gradient, rows), sums)| {
-                sums.fill(0.0);
-                for (gradient, row) in gradient.chunks(width).zip(rows) {
-                    let sum = squares(self.coefficient, self.eps, gradient, sums);
-                    *row = self.decayed(*row, sum / width as f64);
-                }
-            });
-        for (j, column) in state.1.iter_mut().enumerate() {
-            let sum: f64 = sums.iter().skip(j).step_by(width).sum();
-            *column = self.decayed(*column, sum / height as f64);
-        }
-    }
-
-    fn decayed(self, old: f32, new: f64) -> f32 {
-        self.decay * old + (1.0 - self.decay) * new as f32
-    }
-
-    /// The sum of squares of one matrix's update.
-    fn size<G: Element>(
-        self,
-        gradient: &[G],
-        factors: (&[f32], &[f32]),
-        partials: &mut [f64],
-    ) -> f64 {
-        let width = self.shape.columns;
-        let piece = self.shape.rows_of_piece();
-        let pieces = gradient
-            .par_chunks(piece * width)
-            .zip(factors.0.par_chunks(piece));
-        let sums = &mut partials[..gradient.len().div_ceil((piece * width).max(1))];
-        pieces
-            .zip(sums.par_iter_mut())
-            .for_each(|((gradient, rows), sum)| {
-                let rows = gradient.chunks(width).zip(rows);
-                *sum = rows
-                    .map(|(g, row)| update_of(self.coefficient * row, g, factors.1))
-                    .sum();
-            });
-        sums.iter().sum()
-    }
-
-    /// Renews the mean squares of a vector, and returns the sum of squares of the update.
-    fn squares<G: Element>(self, gradient: &[G], states: &mut [f32], partials: &mut [f64]) -> f64 {
-        let piece = self.shape.elements_of_piece();
-        let sums = &mut partials[..gradient.len().div_ceil(piece)];
-        let pieces = gradient.par_chunks(piece).zip(states.par_chunks_mut(piece));
-        pieces
-            .zip(sums.par_iter_mut())
-            .for_each(|((gradient, states), sum)| {
-                *sum = 0.0;
-                for (g, state) in gradient.iter().zip(states) {
-                    let g = self.coefficient * g.wide();
-                    *state = self.decay * *state + (1.0 - self.decay) * (g * g + self.eps);
-                    let update = g / state.sqrt();
-                    *sum += f64::from(update * update);
-                }
-            });
-        sums.iter().sum()
-    }
-}
-
-vectorized! {
-    /// Adds `(c g)² + eps` to each column's sum, and returns their sum.
-    fn squares<G: Element>(c: f32, eps: f32, gradient: &[G], columns: &mut [f64]) -> f64 {
-        const LANES: usize = 16;
-        let mut lanes = [0.0f64; LANES];
-        for (gradient, columns) in gradient.chunks(LANES).zip(columns.chunks_mut(LANES)) {
-            for ((lane, g), column) in lanes.iter_mut().zip(gradient).zip(columns) {
-                let g = c * g.wide();
-                let square = f64::from(g * g + eps);
-                *lane += square;
-                *column += square;
-            }
-        }
-        lanes.iter().sum()
-    }
-
-    /// `Σ (c g f)²` of a row and its columns' factors.
-    fn update_of<G: Element>(c: f32, gradient: &[G], factors: &[f32]) -> f64 {
-        const LANES: usize = 16;
-        let mut lanes = [0.0f64; LANES];
-        for (gradient, factors) in gradient.chunks(LANES).zip(factors.chunks(LANES)) {
-            for ((lane, g), f) in lanes.iter_mut().zip(gradient).zip(factors) {
-                let update = c * f * g.wide();
-                *lane += f64::from(update * update);
-            }
-        }
-        lanes.iter().sum()
-    }
-}
-
-/// The sum of squares of all weights.
-fn sum_of_squares(
-    op: &'static str,
-    weights: &ViewMut,
-    shape: Shape,
-    partials: &mut [f64],
-) -> Result<f64> {
-    let piece = shape.elements_of_piece();
-    let sums = &mut partials[..(weights.at.elements() as usize).div_ceil(piece)];
-    with_float!(op, weights.at.dtype, P => {
-        let pieces = bytemuck::cast_slice::<u8, P>(weights.bytes).par_chunks(piece);
-        pieces.zip(sums.par_iter_mut()).for_each(|(weights, sum)| {
-            *sum = weights.iter().map(|w| f64::from(w.wide()).powi(2)).sum();
-        });
-        Ok(sums.iter().sum())
-    })
 }
 
 /// The step itself, once all sizes are known.

@@ -1,10 +1,12 @@
 //! What turns gradients into new parameters: optimizers, and the guard against gradients too large or not finite.
 
 mod adafactor;
+mod adafactor_sizes;
 mod adamw;
 mod adamw8bit;
 pub mod dynamic;
 mod eigen;
+mod feedback;
 pub mod galore;
 mod galore_refresh;
 mod guard;
