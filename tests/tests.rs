@@ -4,6 +4,7 @@
 mod agreement;
 mod before;
 mod bench;
+mod blockllm;
 mod caching_allocator;
 mod caching_allocator_laws;
 mod checker;
@@ -51,6 +52,7 @@ mod tiny;
 mod torch_options;
 mod trainers;
 mod training;
+mod trial;
 mod weights;
 mod zeroth_order;
 
