@@ -4,6 +4,7 @@
 mod agreement;
 mod before;
 mod bench;
+mod blockllm;
 mod caching_allocator;
 mod caching_allocator_laws;
 mod checker;
@@ -56,6 +57,7 @@ mod tiny;
 mod torch_options;
 mod trainers;
 mod training;
+mod trial;
 mod weights;
 mod zeroth_order;
 
