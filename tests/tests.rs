@@ -31,6 +31,7 @@ mod ops_loss;
 mod ops_moe;
 mod ops_norm;
 mod ops_optimizer;
+mod ops_quantized;
 mod ops_rope;
 mod ops_simd;
 mod ops_tangent;

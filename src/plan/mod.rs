@@ -170,6 +170,7 @@ impl Plan {
     /// Where two choices exclude each other.
     pub fn draft(&self) -> Result<Draft> {
         let mut draft = Draft {
+            family: self.job.model.family,
             batch: self.job.batch,
             precision: Precision::F32,
             micro_batches: 1,
@@ -178,6 +179,7 @@ impl Plan {
             loss_scale: false,
             max_norm: None,
             fused_update: false,
+            adapter: None,
             backward: true,
         };
         for choice in &self.choices {

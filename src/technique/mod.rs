@@ -2,14 +2,21 @@
 
 mod accumulate;
 mod adamw;
+mod adapter;
 mod args;
 mod chunked_loss;
 mod clip;
 mod flash_attention;
+mod frozen;
 mod fused_update;
+mod int8_weights;
+mod lora;
 mod mixed_precision;
+mod nf4_weights;
 mod offload;
 mod pattern;
+mod prefix_tuning;
+mod prompt_tuning;
 mod recompute;
 mod sgd;
 mod update;
@@ -23,6 +30,7 @@ use crate::graph::build::Forward;
 use crate::graph::tensor::DType;
 use crate::graph::{Step, StepSet};
 use crate::spec::job::{Exactness, Precision};
+use crate::spec::model::Family;
 
 /// All techniques, in the order they are shown and applied.
 pub const TECHNIQUES: &[&dyn Technique] = &[
@@ -31,6 +39,12 @@ pub const TECHNIQUES: &[&dyn Technique] = &[
     &sgd::Sgd,
     &adamw::AdamW,
     &clip::Clip,
+    &lora::Lora,
+    &adapter::Adapter,
+    &prefix_tuning::PrefixTuning,
+    &prompt_tuning::PromptTuning,
+    &nf4_weights::Nf4Weights,
+    &int8_weights::Int8Weights,
     &flash_attention::FlashAttention,
     &chunked_loss::ChunkedLoss,
     &fused_update::FusedUpdate,
@@ -93,6 +107,8 @@ pub struct Argument {
 /// What is decided before any node exists.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Draft {
+    /// The model's family.
+    pub family: Family,
     /// Sequences of a step.
     pub batch: u64,
     /// Format of parameters and activations.
@@ -109,6 +125,8 @@ pub struct Draft {
     pub max_norm: Option<f64>,
     /// Whether a parameter is updated as soon as its gradient is whole.
     pub fused_update: bool,
+    /// The technique that trains parameters of its own in place of the model's, which are frozen.
+    pub adapter: Option<&'static str>,
     /// Whether there is a backward pass; without, the forward pass is that of evaluation.
     pub backward: bool,
 }
