@@ -32,11 +32,17 @@ fn parameters_start_as_the_rounding_of_their_masters() {
         first(&model, storage, DType::Bf16, 20, 40),
         first(&model, storage, DType::Bf16, 0, 192)[20..60]
     );
-    assert!(
-        first(&model, &format!("{storage}.m"), DType::F32, 0, 64)
-            .iter()
-            .all(|b| *b == 0)
-    );
+    let mut state = vec![1; 63];
+    initial(
+        &model,
+        ("any.codes", &First::Zero),
+        7,
+        1,
+        DType::U8,
+        &mut state,
+    )
+    .unwrap();
+    assert!(state.iter().all(|b| *b == 0));
     assert!(
         first(&model, "layers.0/attention/q.bias", DType::F32, 0, 16)
             .iter()

@@ -1,6 +1,7 @@
 //! The test crate: one binary, one module per subject.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod adapters;
 mod agreement;
 mod before;
 mod bench;
@@ -12,6 +13,7 @@ mod cli;
 mod compare;
 mod compare_cli;
 mod compare_published;
+mod compression;
 mod configs;
 mod damage;
 mod derivatives;
@@ -52,6 +54,7 @@ mod torch_options;
 mod trainers;
 mod training;
 mod weights;
+mod zeroth_order;
 
 // Programs: checked and run.
 

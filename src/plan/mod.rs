@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::spec::job::{Exactness, Job, Precision};
-use crate::technique::{self, Args, Card, Draft, Pattern, TECHNIQUES, Technique};
+use crate::technique::{self, Args, Card, Derivative, Draft, Pattern, TECHNIQUES, Technique};
 
 /// One technique at some sites, with its arguments.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -180,7 +180,7 @@ impl Plan {
             max_norm: None,
             fused_update: false,
             adapter: None,
-            backward: true,
+            derivative: Derivative::Reverse,
         };
         for choice in &self.choices {
             choice.behind()?.draft(&mut draft, &choice.args)?;

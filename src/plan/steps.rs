@@ -15,7 +15,7 @@ use crate::graph::reach;
 use crate::graph::tensor::{DType, Role, Storage, StorageId, TensorId, Type};
 use crate::graph::{Node, Phase, Spot, Step, StepSet, When};
 use crate::spec::job::{Place, Precision};
-use crate::technique::{Draft, Update};
+use crate::technique::{Derivative, Draft, Update};
 use transfer::transfer;
 
 /// Name of the guard outside: what gradients are multiplied by, whether they are finite, their norm.
@@ -67,8 +67,9 @@ impl Plan {
 
     /// The steps that train: by a backward pass for each micro-batch, or as an estimator has it.
     fn training(&self, draft: &Draft) -> Result<Vec<(When, Step)>> {
-        let (rule, forward) = (self.rule(), self.forward(draft, draft.backward)?);
-        if !draft.backward {
+        let trains = draft.derivative != Derivative::Differences;
+        let (rule, forward) = (self.rule(), self.forward(draft, trains)?);
+        if draft.derivative != Derivative::Reverse {
             let step = rule.behind()?.step(forward, draft, &rule.args)?;
             return Ok(vec![(When::Steady, step)]);
         }

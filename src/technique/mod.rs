@@ -6,7 +6,11 @@ mod adapter;
 mod args;
 mod chunked_loss;
 mod clip;
+mod compress_activations;
+mod compress_offload;
+mod estimator;
 mod flash_attention;
+mod forward_gradient;
 mod frozen;
 mod fused_update;
 mod int8_weights;
@@ -20,6 +24,12 @@ mod prompt_tuning;
 mod recompute;
 mod sgd;
 mod update;
+mod zeroth_order;
+mod zo_adam;
+mod zo_conservative;
+mod zo_momentum;
+mod zo_sgd;
+mod zo_sign;
 
 pub use args::Args;
 pub use pattern::Pattern;
@@ -48,8 +58,16 @@ pub const TECHNIQUES: &[&dyn Technique] = &[
     &flash_attention::FlashAttention,
     &chunked_loss::ChunkedLoss,
     &fused_update::FusedUpdate,
+    &zo_sgd::ZoSgd,
+    &zo_sign::ZoSign,
+    &zo_momentum::ZoMomentum,
+    &zo_conservative::ZoConservative,
+    &zo_adam::ZoAdam,
+    &forward_gradient::ForwardGradient,
     &recompute::Recompute,
+    &compress_activations::CompressActivations,
     &offload::Offload,
+    &compress_offload::CompressOffload,
 ];
 
 /// What a technique says of itself.
@@ -127,8 +145,19 @@ pub struct Draft {
     pub fused_update: bool,
     /// The technique that trains parameters of its own in place of the model's, which are frozen.
     pub adapter: Option<&'static str>,
-    /// Whether there is a backward pass; without, the forward pass is that of evaluation.
-    pub backward: bool,
+    /// How the loss is differentiated.
+    pub derivative: Derivative,
+}
+
+/// How the loss is differentiated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Derivative {
+    /// By a backward pass: gradients of all parameters.
+    Reverse,
+    /// By differences between forward passes, which are those of evaluation.
+    Differences,
+    /// Along with the forward pass, in one direction.
+    Forward,
 }
 
 impl Draft {
