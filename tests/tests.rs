@@ -1,6 +1,7 @@
 //! The test crate: one binary, one module per subject.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod adapted_runs;
 mod adapters;
 mod agreement;
 mod before;

@@ -253,7 +253,7 @@ pub fn targeted(family: Family, targets: &str) -> Result<Vec<Module>> {
     let targets: Vec<&str> = targets.split('+').map(str::trim).collect();
     for target in &targets {
         if !modules.iter().any(|m| m.is_named(target)) {
-            let known = modules.iter().map(|m| m.theirs);
+            let known = modules.iter().map(|m| m.short(family));
             let next = "name modules of this family, joined by `+`, or all-linear";
             return Err(Error::unknown("target", target, known, next));
         }
