@@ -1,6 +1,8 @@
 //! The test crate: one binary, one module per subject.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod adapted_runs;
+mod adapters;
 mod agreement;
 mod before;
 mod bench;
@@ -37,6 +39,7 @@ mod ops_microadam;
 mod ops_moe;
 mod ops_norm;
 mod ops_optimizer;
+mod ops_quantized;
 mod ops_rope;
 mod ops_simd;
 mod ops_tangent;

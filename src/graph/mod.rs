@@ -2,6 +2,7 @@
 
 pub mod backward;
 pub mod build;
+pub mod edit;
 pub mod op;
 pub mod order;
 pub mod random;
