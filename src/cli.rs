@@ -9,6 +9,7 @@ mod files;
 mod job;
 mod list;
 mod plan;
+mod plan_torch;
 mod run;
 mod validate;
 
@@ -44,7 +45,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Find the fastest plan that fits
-    Plan(plan::Args),
+    Plan(Box<plan::Args>),
     /// Train by a plan
     Run(Box<run::Args>),
     /// Predict exactly this job with PyTorch

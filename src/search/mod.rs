@@ -3,6 +3,8 @@
 pub mod baselines;
 pub mod greedy;
 mod price;
+pub mod torch;
+pub mod torch_menu;
 
 use std::time::Instant;
 

@@ -296,6 +296,8 @@ pub struct Habits {
     pub no_flash: bool,
     /// Key heads are repeated for every query head before attention, with a mask or without.
     pub repeated_heads: bool,
+    /// 4-bit weights are unpacked by operations on whole tensors, as AutoGPTQ does in training, instead of by one kernel.
+    pub unpacks_in_steps: bool,
     /// Logits without their last position are copied for the loss, as model code did until the end of 2024.
     pub shifted_logits: bool,
 }
