@@ -51,7 +51,7 @@ enum Command {
     /// Predict exactly this job with PyTorch
     Estimate(estimate::Args),
     /// Run a plan's programs and compare with what was predicted
-    Validate(validate::Args),
+    Validate(Box<validate::Args>),
     /// Show who holds the memory of a plan, and check its claim
     Explain(explain::Args),
     /// List the models known by name

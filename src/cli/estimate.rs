@@ -8,7 +8,7 @@ use memfit::machine::pytorch::{self, Outcome};
 use memfit::program::caching_allocator::AllocatorConfig;
 use memfit::show::pytorch::{DEFAULT, Page, json, text};
 use memfit::spec::model::{Head, ModelSpec};
-use memfit::spec::torch::{Task, TorchOptions};
+use memfit::spec::torch::{OptimizerImpl, Task, TorchOptimizer, TorchOptions};
 use memfit::spec::trainer::{self, Note, Trainer};
 use memfit::spec::{catalog, device};
 use serde_json::{Map, Value};
@@ -136,7 +136,19 @@ fn settled(model: &ModelSpec, mut given: Map<String, Value>) -> Result<(TorchOpt
     for (key, named) in inner {
         assumed.extend(unnamed(&format!("{key}."), &all[key], &named));
     }
+    assumed.extend(refused(&options));
     Ok((options, assumed))
+}
+
+/// What PyTorch would refuse on a GPU, and is predicted all the same.
+fn refused(options: &TorchOptions) -> Option<Note> {
+    let is_refused = (options.optimizer, options.optimizer_impl)
+        == (TorchOptimizer::Adagrad, OptimizerImpl::Fused);
+    is_refused.then(|| Note {
+        field: "optimizer_impl".into(),
+        value: options.optimizer_impl.name().into(),
+        why: "PyTorch 2.10 refuses fused Adagrad on CUDA: predicted as if it ran".into(),
+    })
 }
 
 /// The members of an object that nobody named.

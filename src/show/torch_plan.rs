@@ -8,7 +8,7 @@ use super::table::{Column, Table, labelled};
 use crate::plan::file::JobText;
 use crate::search::torch::{Chosen, TorchAnswer, TorchCandidate, TorchOutcome, TorchRequest};
 use crate::spec::job::Exactness;
-use crate::spec::torch::TorchOptions;
+use crate::spec::torch::{Checkpointing, TorchOptions};
 use crate::spec::trainer::{self, Written};
 use crate::spec::units::Seconds;
 
@@ -210,10 +210,26 @@ fn flags(page: &Page) -> String {
             page.written.torch
         );
         text += &labelled("note", &said, LABEL);
+        text += &by_flags(page).map_or(String::new(), |said| labelled("", &said, LABEL));
     }
     let seconds: Seconds = page.answer.seconds;
     let count = page.answer.considered.len();
     text + &labelled("search", &format!("{count} considered in {seconds}"), LABEL)
+}
+
+/// The fastest of those that flags alone set, of which the process without the allocator's cache is within the device.
+fn by_flags(page: &Page) -> Option<String> {
+    let plain = |c: &&TorchCandidate| {
+        use Checkpointing::{Full, FullReentrant, None};
+        matches!(c.options.checkpointing, None | Full | FullReentrant)
+    };
+    let memory = page.request.device.memory;
+    let mut found = page.answer.considered.iter().filter(plain);
+    let found = found.find(|c| c.least <= memory)?;
+    Some(format!(
+        "by flags alone: {}, {} a step",
+        found.name, found.step
+    ))
 }
 
 /// The allocator's setting.

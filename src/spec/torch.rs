@@ -380,23 +380,3 @@ impl TryFrom<Value> for TorchOptions {
         TorchOptions::from_json(&value)
     }
 }
-
-impl TorchOptimizer {
-    /// The implementations it comes in; the first is what it takes when none is named.
-    pub fn implementations(self) -> &'static [OptimizerImpl] {
-        use OptimizerImpl::{Bnb, Foreach, Forloop, Fused};
-        match self {
-            TorchOptimizer::Adamw => &[Fused, Foreach, Forloop],
-            TorchOptimizer::Sgd | TorchOptimizer::SgdMomentum | TorchOptimizer::Adagrad => {
-                &[Foreach, Fused, Forloop]
-            }
-            TorchOptimizer::Rmsprop => &[Foreach, Forloop],
-            TorchOptimizer::Adafactor => &[Forloop],
-            TorchOptimizer::AdafactorTorch => &[Forloop, Foreach],
-            TorchOptimizer::Adamw8bit
-            | TorchOptimizer::Lion8bit
-            | TorchOptimizer::SgdMomentum8bit
-            | TorchOptimizer::AdamwBnb32bit => &[Bnb],
-        }
-    }
-}
