@@ -34,15 +34,14 @@ fn round_trip(grid: Grid, dtype: DType, x: &[f32], threads: usize, seed: u64) ->
     let held = bench.emit(Compress { grid }, &[input])[0];
     let at = Type::new(&[x.len() as u64], dtype);
     let back = bench.emit(Decompress { grid, at }, &[held])[0];
-    let mut evaluator = Evaluator::new(bench.step.clone());
-    evaluator.seed = seed;
-    evaluator.raw(input).copy_from_slice(&bytes_of(x, dtype));
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build()
-        .unwrap();
-    pool.install(|| evaluator.run(0..2)).unwrap();
-    floats(evaluator.raw(back), dtype)
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+    pool.build().unwrap().install(|| {
+        let mut evaluator = Evaluator::new(bench.step.clone());
+        evaluator.seed = seed;
+        evaluator.raw(input).copy_from_slice(&bytes_of(x, dtype));
+        evaluator.run(0..2).unwrap();
+        floats(evaluator.raw(back), dtype)
+    })
 }
 
 #[test]
