@@ -95,6 +95,12 @@ fn what_is_decided_is_kept() {
         }
     }
     assert_eq!(answer["plan"]["batch"], 4);
+    assert!(
+        !answer["name"]
+            .as_str()
+            .unwrap()
+            .contains("nothing recomputed")
+    );
 }
 
 #[test]

@@ -253,7 +253,8 @@ impl Part {
             moved: amount(Unit::Moved) / device.bandwidth,
             unpacked: amount(Unit::Unpacked) / device.bandwidth,
             link: amount(Unit::Link) / device.link,
-            launches: amount(Unit::Kernels) - amount(Unit::Called),
+            launches: amount(Unit::Kernels) - amount(Unit::Called)
+                + amount(Unit::Blocks) / f64::from(Unit::BLOCKS),
             calls: amount(Unit::Called),
         }
     }

@@ -22,6 +22,9 @@ pub struct Proposal {
     pub exactness: Exactness,
 }
 
+/// The name of activations that are kept.
+const PLAIN: &str = "nothing recomputed";
+
 /// A change of the options: what it is called, the keys it decides, how far it changes results, and itself.
 struct Change {
     name: &'static str,
@@ -87,7 +90,7 @@ const METHODS: &[Change] = &[
 
 /// What becomes of activations.
 const ACTIVATIONS: &[Change] = &[
-    change("nothing recomputed", &["checkpointing"], Bitwise, |_| {}),
+    change(PLAIN, &["checkpointing"], Bitwise, |_| {}),
     change(
         "products kept, the rest recomputed",
         &["checkpointing"],
@@ -200,21 +203,22 @@ pub fn proposals(request: &TorchRequest) -> Result<Vec<Proposal>> {
 
 /// Whether a change is allowed and touches nothing that is fixed; the first of a list changes nothing.
 fn may(request: &TorchRequest, change: &Change) -> bool {
-    let keeps = matches!(change.name, "" | "nothing recomputed");
-    let free = change
-        .keys
-        .iter()
-        .all(|key| !request.fixed.iter().any(|f| f == key));
+    let keeps = matches!(change.name, "" | PLAIN);
+    let free = change.keys.iter().all(|key| !is_fixed(request, key));
     change.exactness <= request.allow && (keeps || free)
+}
+
+/// Whether an option is decided already.
+fn is_fixed(request: &TorchRequest, key: &str) -> bool {
+    request.fixed.iter().any(|fixed| fixed == key)
 }
 
 /// Micro-batches and their number for the whole batch, the largest first.
 fn splits(request: &TorchRequest) -> Vec<(u64, u64)> {
     let whole = request.reference.batch * request.reference.grad_accum;
-    let fixed = request
-        .fixed
+    let fixed = ["batch", "grad_accum"]
         .iter()
-        .any(|f| f == "batch" || f == "grad_accum");
+        .any(|key| is_fixed(request, key));
     if fixed {
         return vec![(request.reference.batch, request.reference.grad_accum)];
     }
@@ -242,15 +246,21 @@ fn proposal(
         exactness = exactness.max(Rounding);
     }
     settle_targets(&request.model, &mut options, true)?;
-    let names = changes.map(|c| c.name.to_string());
+    // What is decided beforehand is not told as a choice.
+    let decided = |c: &Change| c.name == PLAIN && is_fixed(request, "checkpointing");
+    let names = changes.map(|c| if decided(c) { "" } else { c.name }.to_string());
     let split = match times {
         1 => String::new(),
         _ => format!("{micro} x {times} sequences"),
     };
     let parts = names.into_iter().chain([split]);
     let parts: Vec<String> = parts.filter(|part| !part.is_empty()).collect();
+    let name = match parts.is_empty() {
+        true => "as asked".to_string(),
+        false => parts.join(", "),
+    };
     Ok(Proposal {
-        name: parts.join(", "),
+        name,
         options,
         exactness,
     })

@@ -91,24 +91,22 @@ fn foreach(torch: &Torch, name: &'static str, params: &[&Leaf]) -> Vec<Tensor> {
         .collect()
 }
 
-/// Elements of a tensor that one block of a multi-tensor kernel takes, and blocks of one launch (`kChunkSize`, `depth_to_max_blocks`,
-/// MultiTensorApply.cuh).
+/// Elements of a tensor that one block of a multi-tensor kernel takes (`kChunkSize`, MultiTensorApply.cuh).
 const CHUNK: u64 = 65536;
-const BLOCKS: u64 = 320;
 
 /// Bytes of a parameter.
 fn size(param: &Leaf) -> u64 {
     param.shape.elements() * param.dtype.bytes()
 }
 
-/// Operations over lists like these parameters: each reads and writes so many of them, in as many launches as its blocks take.
+/// Operations over lists like these parameters: each reads and writes so many of them, in blocks.
 fn over_lists(torch: &Torch, params: &[&Leaf], operations: &[u64]) {
     let blocks: u64 = params
         .iter()
         .map(|p| p.shape.elements().div_ceil(CHUNK))
         .sum();
     let bytes: u64 = params.iter().map(|p| size(p)).sum();
-    torch.launches(blocks.div_ceil(BLOCKS) * operations.len() as u64);
+    torch.blocks(blocks * operations.len() as u64);
     torch.moves(bytes * operations.iter().sum::<u64>());
 }
 

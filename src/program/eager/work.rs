@@ -26,10 +26,12 @@ pub enum Unit {
     Called,
     /// Bytes copied between host and device.
     Link,
+    /// Blocks of kernels over lists of tensors, which are launched [`Unit::BLOCKS`] at a time.
+    Blocks,
 }
 
 /// Number of units.
-const UNITS: usize = Unit::Link as usize + 1;
+const UNITS: usize = Unit::Blocks as usize + 1;
 
 /// Classes of matrix products by FLOPs for a byte: whether a product is bound by arithmetic or by memory is the device's affair, so products
 /// are summed only with those like them.
@@ -66,7 +68,11 @@ impl Unit {
         Unit::Kernels,
         Unit::Called,
         Unit::Link,
+        Unit::Blocks,
     ];
+
+    /// Blocks of one launch (`depth_to_max_blocks`, MultiTensorApply.cuh).
+    pub const BLOCKS: u32 = 320;
 
     /// Its name in files.
     pub fn name(self) -> &'static str {
@@ -78,6 +84,7 @@ impl Unit {
             Unit::Kernels => "kernels",
             Unit::Called => "called_kernels",
             Unit::Link => "link_bytes",
+            Unit::Blocks => "list_blocks",
         }
     }
 }
@@ -232,6 +239,11 @@ impl Torch {
             _ => Unit::AttentionSingle,
         };
         self.tape().work(unit, if causal { all / 2 } else { all });
+    }
+
+    /// So many blocks of kernels over lists are launched.
+    pub(super) fn blocks(&self, blocks: u64) {
+        self.tape().work(Unit::Blocks, blocks.into());
     }
 
     /// So many bytes cross the link between host and device.
