@@ -14,6 +14,7 @@ pub mod sim;
 pub mod speed;
 pub mod timeline;
 pub mod train;
+pub mod trial;
 pub mod validate;
 
 use crate::error::Result;

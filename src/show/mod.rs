@@ -16,6 +16,7 @@ pub mod speeds;
 pub mod table;
 pub mod text;
 pub mod torch_plan;
+pub mod trial;
 pub mod validation;
 
 /// Columns of the widest line.

@@ -1,8 +1,11 @@
 //! What may change: each technique in a file of its own, all in one list.
 
 mod accumulate;
+mod adafactor;
 mod adamw;
+mod adamw8bit;
 mod args;
+mod blockllm;
 mod chunked_loss;
 mod clip;
 mod compress_activations;
@@ -11,9 +14,13 @@ mod estimator;
 mod flash_attention;
 mod forward_gradient;
 mod fused_update;
+mod galore;
+mod lion;
+mod microadam;
 mod mixed_precision;
 mod offload;
 mod pattern;
+mod policy;
 mod recipe;
 mod recompute;
 mod sgd;
@@ -27,12 +34,13 @@ mod zo_sign;
 
 pub use args::Args;
 pub use pattern::Pattern;
+pub use policy::{Next, Policy, SCALARS, Seen};
 pub use recipe::{RECIPES, Recipe, recipe};
 pub use update::Update;
 
 use crate::error::{Error, Result};
 use crate::graph::build::Forward;
-use crate::graph::tensor::DType;
+use crate::graph::tensor::{DType, Name};
 use crate::graph::{Step, StepSet};
 use crate::spec::job::{Exactness, Precision};
 
@@ -42,10 +50,16 @@ pub const TECHNIQUES: &[&dyn Technique] = &[
     &accumulate::Accumulate,
     &sgd::Sgd,
     &adamw::AdamW,
+    &adamw8bit::AdamW8Bit,
+    &lion::Lion,
+    &adafactor::Adafactor,
+    &galore::GaLore,
+    &microadam::MicroAdam,
     &clip::Clip,
     &flash_attention::FlashAttention,
     &chunked_loss::ChunkedLoss,
     &fused_update::FusedUpdate,
+    &blockllm::BlockLlm,
     &zo_sgd::ZoSgd,
     &zo_sign::ZoSign,
     &zo_momentum::ZoMomentum,
@@ -81,6 +95,26 @@ impl Card {
     /// Whether it says how parameters are updated: a plan has exactly one that does.
     pub fn is_rule(&self) -> bool {
         matches!(self.site, Site::Update | Site::Step)
+    }
+}
+
+/// A parameter that is trained.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trained {
+    /// Its name.
+    pub name: Name,
+    /// Its number of elements.
+    pub elements: u64,
+}
+
+impl Trained {
+    /// Those of a forward pass.
+    pub fn of(forward: &Forward) -> Vec<Trained> {
+        let trained = |&id| Trained {
+            name: forward.step.storage_of(id).name.clone(),
+            elements: forward.step.type_of(id).elements(),
+        };
+        forward.parameters.iter().map(trained).collect()
     }
 }
 
@@ -202,6 +236,19 @@ pub trait Technique: Sync {
     /// # Errors
     /// Where an argument is wrong.
     fn period(&self, _args: &Args) -> Result<Option<u32>> {
+        Ok(None)
+    }
+
+    /// What decides between steps, where anything does: over the parameters that would be trained without it.
+    ///
+    /// # Errors
+    /// Where an argument is wrong.
+    fn policy(
+        &self,
+        _trained: &[Trained],
+        _seed: u64,
+        _args: &Args,
+    ) -> Result<Option<Box<dyn Policy>>> {
         Ok(None)
     }
 

@@ -13,6 +13,7 @@ use crate::graph::op::Port;
 use crate::graph::tensor::{First, Type};
 use crate::plan::steps::GUARD;
 use crate::spec::model::ModelSpec;
+use crate::technique::SCALARS;
 
 /// Where persistent values come from before the first step.
 #[derive(Debug)]
@@ -32,6 +33,7 @@ struct Tray {
     scale: [f32; 2],
     loss: f32,
     guard: Option<[f32; 3]>,
+    scalars: BTreeMap<String, f32>,
     save: Option<Save>,
 }
 
@@ -92,6 +94,19 @@ impl Desk {
         self.tray().guard.take()
     }
 
+    /// Takes the scalars written since the last call, by name.
+    pub fn take_scalars(&self) -> BTreeMap<String, f32> {
+        std::mem::take(&mut self.tray().scalars)
+    }
+
+    /// The persistent storages are these from now on.
+    pub fn know(&mut self, storages: &[Kept]) {
+        let named = storages
+            .iter()
+            .map(|kept| (kept.name.clone(), kept.clone()));
+        self.storages = named.collect();
+    }
+
     /// Sends what the save program writes to `save`.
     pub fn open_save(&self, save: Save) {
         self.tray().save = Some(save);
@@ -142,6 +157,10 @@ impl Port for Desk {
         match name {
             LOSS => tray.loss += bytemuck::pod_read_unaligned::<f32>(from),
             GUARD => tray.guard = Some(bytemuck::pod_read_unaligned(from)),
+            _ if name.starts_with(SCALARS) => {
+                let value = bytemuck::pod_read_unaligned(from);
+                tray.scalars.insert(name.to_string(), value);
+            }
             _ => {
                 let save = tray.save.as_ref();
                 let next = "report this run";

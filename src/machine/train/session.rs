@@ -1,5 +1,7 @@
 //! A training run of a plan on this machine's cores, predicted and measured side by side.
 
+mod decisions;
+
 use std::path::{Path, PathBuf};
 
 use super::desk::{Desk, Kept, Origin};
@@ -19,6 +21,7 @@ use crate::program::check::check;
 use crate::program::{Program, height, updating};
 use crate::spec::job::{PerPlace, Precision};
 use crate::spec::units::{Bytes, Seconds};
+use crate::technique::Policy;
 
 /// How the learning rate moves after the warm-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,6 +94,7 @@ pub struct Session {
     seconds: Vec<f64>,
     /// The timelines of the last step.
     timelines: Vec<(When, Timeline)>,
+    policy: Option<Box<dyn Policy>>,
 }
 
 impl Session {
@@ -107,7 +111,7 @@ impl Session {
         let storages = storages(&programs);
         let predicted = estimate::summarize(&plan, &programs)?;
         let (origin, mut progress) = origin(&plan, &options)?;
-        progress.settings = options.settings.clone();
+        let saved = std::mem::replace(&mut progress.settings, options.settings.clone());
         let settings = Settings {
             seed: progress.seed,
             ..options.machine
@@ -133,7 +137,9 @@ impl Session {
             before,
             seconds,
             timelines,
+            policy: None,
         };
+        session.begin_policy(&saved)?;
         session.run(When::Start, 0)?;
         session.desk.settle();
         Ok(session)
@@ -232,6 +238,7 @@ impl Session {
         self.progress.step = step;
         self.progress.tokens_seen += batch * seq;
         self.progress.losses.push(loss);
+        self.decide(step, loss)?;
         Ok(Stepped {
             step,
             loss,
@@ -300,6 +307,7 @@ impl Session {
     /// # Errors
     /// Where the folder cannot be written.
     pub fn save(&mut self, dir: &Path) -> Result<()> {
+        self.keep_policy();
         let types = self.storages.iter().map(|k| (k.name.clone(), k.at.clone()));
         let types: Vec<_> = types.collect();
         self.desk
