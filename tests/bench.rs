@@ -108,7 +108,7 @@ pub fn bytes_of(values: &[f32], dtype: DType) -> Vec<u8> {
         DType::F32 => v.to_ne_bytes().to_vec(),
         DType::Bf16 => half::bf16::from_f32(*v).to_ne_bytes().to_vec(),
         DType::F16 => half::f16::from_f32(*v).to_ne_bytes().to_vec(),
-        DType::U32 => unreachable!(),
+        DType::U32 | DType::U16 | DType::U8 => unreachable!(),
     };
     values.iter().flat_map(round).collect()
 }
@@ -127,7 +127,7 @@ pub fn floats(bytes: &[u8], dtype: DType) -> Vec<f32> {
         DType::F16 => (bytes.chunks(2))
             .map(|b| half::f16::from_ne_bytes(pair(b)).to_f32())
             .collect(),
-        DType::U32 => unreachable!(),
+        DType::U32 | DType::U16 | DType::U8 => unreachable!(),
     }
 }
 

@@ -1,7 +1,7 @@
 //! How parameters start without files.
 
 use half::bf16;
-use memfit::graph::tensor::DType;
+use memfit::graph::tensor::{DType, First};
 use memfit::machine::train::initial::initial;
 use memfit::spec::catalog;
 use memfit::spec::model::ModelSpec;
@@ -11,7 +11,7 @@ use crate::weights::{elements, refusal};
 
 fn first(model: &ModelSpec, storage: &str, dtype: DType, offset: u64, length: usize) -> Vec<u8> {
     let mut into = vec![1u8; length];
-    initial(model, storage, 7, offset, dtype, &mut into).unwrap();
+    initial(model, (storage, &First::Model), 7, offset, dtype, &mut into).unwrap();
     into
 }
 
@@ -32,11 +32,17 @@ fn parameters_start_as_the_rounding_of_their_masters() {
         first(&model, storage, DType::Bf16, 20, 40),
         first(&model, storage, DType::Bf16, 0, 192)[20..60]
     );
-    assert!(
-        first(&model, &format!("{storage}.m"), DType::F32, 0, 64)
-            .iter()
-            .all(|b| *b == 0)
-    );
+    let mut state = vec![1; 63];
+    initial(
+        &model,
+        ("any.codes", &First::Zero),
+        7,
+        1,
+        DType::U8,
+        &mut state,
+    )
+    .unwrap();
+    assert!(state.iter().all(|b| *b == 0));
     assert!(
         first(&model, "layers.0/attention/q.bias", DType::F32, 0, 16)
             .iter()
@@ -58,11 +64,25 @@ fn weights_start_normal_and_norms_as_the_identity() {
     assert_eq!(spread("layers.3/mlp/norm.weight", &model), 1.0);
     assert_eq!(spread("head/norm.weight", &tiny::model("gemma2")), 0.0);
     refusal(
-        initial(&model, "layers.0/mlp/up", 0, 0, DType::F32, &mut []),
+        initial(
+            &model,
+            ("layers.0/mlp/up", &First::Model),
+            0,
+            0,
+            DType::F32,
+            &mut [],
+        ),
         "unknown parameter",
     );
     refusal(
-        initial(&model, "head/norm.weight", 0, 0, DType::U32, &mut []),
+        initial(
+            &model,
+            ("head/norm.weight", &First::Model),
+            0,
+            0,
+            DType::U32,
+            &mut [],
+        ),
         "floating-point",
     );
 }

@@ -9,7 +9,7 @@ use memfit::graph::order::is_ordered;
 use memfit::graph::random::Key;
 use memfit::machine::cpu::{Cpu, Settings};
 use memfit::plan::{Choice, Plan};
-use memfit::program::{Program, check::check, height, programs};
+use memfit::program::{Program, check::check, height, programs, updating};
 use memfit::spec::config;
 use memfit::spec::device;
 use memfit::spec::job::{Backend, Host, Job, Optimizer, PerPlace, Place, Precision, Target};
@@ -78,7 +78,10 @@ impl Port for Desk {
                 into[..4].copy_from_slice(&(1.0 / self.tokens as f32).to_le_bytes());
                 into[4..].copy_from_slice(&1f32.to_le_bytes());
             }
-            _ if name.ends_with(".m") || name.ends_with(".v") || name.ends_with(".momentum") => {
+            _ if ![".weight", ".bias", ".master"]
+                .iter()
+                .any(|end| name.ends_with(end)) =>
+            {
                 into.fill(0)
             }
             _ => {
@@ -174,7 +177,7 @@ pub fn train(plan: &Plan, steps: u64) -> (Vec<f32>, PerPlace<Bytes>) {
                 micro += 1;
             }
         }
-        run(find(|w| *w == When::Steady).unwrap(), step, micro);
+        run(updating(&programs, step), step, micro);
         losses.push(desk.losses.lock().unwrap().drain(..).sum());
     }
     run(find(|w| *w == When::Evaluate).unwrap(), steps, 0);

@@ -14,7 +14,7 @@ use memfit::machine::train::session::{self, Options, Session};
 use memfit::machine::train::text::{Coding, Corpus, HeldOut, Source};
 use memfit::machine::{calibrate, estimate};
 use memfit::plan::file::PlanFile;
-use memfit::plan::{Choice, OPTIMIZERS, Plan};
+use memfit::plan::{Choice, Plan};
 use memfit::search::{self, Outcome};
 use memfit::show::run::Report;
 use memfit::show::{json, text};
@@ -201,10 +201,11 @@ fn decay(args: &Args, choices: &mut [Choice]) {
     let Some(decay) = args.weight_decay else {
         return;
     };
-    for choice in choices
-        .iter_mut()
-        .filter(|c| OPTIMIZERS.contains(&c.technique.as_str()))
-    {
+    let decays = |c: &&mut Choice| {
+        let card = c.behind().map(|t| t.card());
+        card.is_ok_and(|c| c.is_rule() && c.arguments.iter().any(|a| a.key == "decay"))
+    };
+    for choice in choices.iter_mut().filter(decays) {
         choice.args.0.insert("decay".to_string(), decay.to_string());
     }
 }

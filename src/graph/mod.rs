@@ -14,7 +14,7 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::spec::job::Place;
 use op::{Op, Output};
-use tensor::{Name, Role, Storage, StorageId, Tensor, TensorId, Type};
+use tensor::{First, Name, Role, Storage, StorageId, Tensor, TensorId, Type};
 
 /// Which part of the step a node belongs to.
 #[derive(
@@ -83,6 +83,8 @@ impl Stream {
 pub enum When {
     /// Once per optimizer step: the whole step, or its last micro-batch with the update.
     Steady,
+    /// In place of the steady program at every so many-th step, the first included: it also renews what updates project with.
+    Every(u32),
     /// The first micro-batch of a step, which starts the gradients.
     First,
     /// `times` micro-batches per step between the first and the last.
@@ -191,14 +193,27 @@ impl Step {
         TensorId(self.tensors.len() as u32 - 1)
     }
 
-    /// A storage alive across programs and its value on entry.
+    /// A storage alive across programs and its value on entry; it starts as the model has it.
     pub fn persistent(&mut self, name: &str, at: Type, place: Place, role: Role) -> TensorId {
+        self.persistent_as(name, at, place, role, First::Model)
+    }
+
+    /// A storage alive across programs and its value on entry, and what it starts as.
+    pub fn persistent_as(
+        &mut self,
+        name: &str,
+        at: Type,
+        place: Place,
+        role: Role,
+        first: First,
+    ) -> TensorId {
         let storage = Storage {
             name: name.into(),
             bytes: at.bytes(),
             place,
             role,
             shared: true,
+            first,
         };
         let id = self.add_storage(storage);
         self.add_tensor(id, at, 0)
@@ -258,6 +273,7 @@ impl Step {
                         place,
                         role,
                         shared: false,
+                        first: First::Zero,
                     };
                     let storage = self.add_storage(storage);
                     self.add_tensor(storage, at, 0)

@@ -16,6 +16,11 @@ impl Key {
             ^ text))
     }
 
+    /// The key of part `index` of this stream: a stream of its own.
+    pub fn part(self, index: u64) -> Key {
+        Key(mix(self.0 ^ mix(index.wrapping_add(0x9e37_79b9_7f4a_7c15))))
+    }
+
     /// 64 uniform bits for element `index`.
     #[inline]
     pub fn bits(self, index: u64) -> u64 {

@@ -23,6 +23,10 @@ pub enum DType {
     F16,
     /// Unsigned 32-bit integer (tokens, routing, offsets).
     U32,
+    /// Unsigned 16-bit integer (indices within a block).
+    U16,
+    /// Bytes (codes of quantized values, one or two to a byte).
+    U8,
 }
 
 impl DType {
@@ -30,7 +34,8 @@ impl DType {
     pub fn bytes(self) -> u64 {
         match self {
             DType::F32 | DType::U32 => 4,
-            DType::Bf16 | DType::F16 => 2,
+            DType::Bf16 | DType::F16 | DType::U16 => 2,
+            DType::U8 => 1,
         }
     }
 
@@ -121,8 +126,21 @@ pub struct StorageId(pub u32);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TensorId(pub u32);
 
+/// What a persistent storage holds before the first step, where no save says otherwise.
+#[derive(Debug, Clone, PartialEq)]
+pub enum First {
+    /// What the model's files hold under its name, or else the model's own law for it.
+    Model,
+    /// Zero bytes.
+    Zero,
+    /// Normal around zero with this standard deviation.
+    Normal(f32),
+    /// Uniform between this bound and its negative.
+    Uniform(f32),
+}
+
 /// What is allocated, freed, moved and counted.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Storage {
     /// Its path.
     pub name: Name,
@@ -134,6 +152,8 @@ pub struct Storage {
     pub role: Role,
     /// Alive before, in and after every program of its set; identified by its name.
     pub shared: bool,
+    /// What it holds before the first step, where it is shared.
+    pub first: First,
 }
 
 /// What ops read and write: a typed view of one version of a storage.

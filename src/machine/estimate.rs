@@ -66,7 +66,7 @@ pub fn all(plan: &Plan) -> Result<Vec<Program>> {
 /// Where a choice cannot be applied.
 pub fn quick(plan: &Plan) -> Result<Estimate> {
     let mut set = plan.steps()?;
-    set.steps.retain(|(when, _)| per_step(*when) > 0);
+    set.steps.retain(|(when, _)| per_step(*when, None) > 0.0);
     summarize(plan, &programs(set, plan.job.target.backend)?)
 }
 
@@ -90,8 +90,9 @@ pub fn summarize(plan: &Plan, programs: &[Program]) -> Result<Estimate> {
     let mut busy = BTreeMap::new();
     let mut phases = BTreeMap::new();
     let (mut step, mut exposed) = (0.0, 0.0);
+    let period = period(programs);
     for program in programs {
-        let times = f64::from(per_step(program.when));
+        let times = per_step(program.when, period);
         if times == 0.0 {
             continue;
         }
@@ -130,13 +131,23 @@ pub fn simulate(program: &Program, plan: &Plan) -> Result<Timeline> {
     super::run(program, &mut Sim::new(program, &plan.job.target))
 }
 
-/// How often a program runs in each optimizer step.
-pub fn per_step(when: When) -> u32 {
+/// How often a program runs in each optimizer step, on average, where another takes the steady one's place every `period` steps.
+pub fn per_step(when: When, period: Option<u32>) -> f64 {
     match when {
-        When::Steady | When::First => 1,
-        When::Micro { times } => times,
-        When::Start | When::Evaluate | When::Save => 0,
+        When::Steady => 1.0 - period.map_or(0.0, |n| 1.0 / f64::from(n)),
+        When::Every(n) => 1.0 / f64::from(n),
+        When::First => 1.0,
+        When::Micro { times } => f64::from(times),
+        When::Start | When::Evaluate | When::Save => 0.0,
     }
+}
+
+/// Every how many steps a program takes the steady one's place.
+fn period(programs: &[Program]) -> Option<u32> {
+    programs.iter().find_map(|p| match p.when {
+        When::Every(n) => Some(n),
+        _ => None,
+    })
 }
 
 /// Who holds `place` where its load is largest, in the program whose height is; what placement could not use is padding.
@@ -206,7 +217,7 @@ pub fn on_cpu(plan: &Plan, threads: u32) -> Plan {
 pub fn threads_for(plan: &Plan, cores: u32) -> u32 {
     let beside = |node: &Node| node.op.name() == MOVE || node.stream != Stream::Compute;
     let concurrent =
-        |(when, step): &(When, Step)| per_step(*when) > 0 && step.nodes.iter().any(beside);
+        |(when, step): &(When, Step)| per_step(*when, None) > 0.0 && step.nodes.iter().any(beside);
     let set = plan.steps();
     match set.is_ok_and(|set| set.steps.iter().any(concurrent)) {
         true => cores.saturating_sub(1).max(1),

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::cpu::Settings;
-use super::estimate::{per_step, simulate};
+use super::estimate::simulate;
 use super::probe::{Probe, STEADY, median};
 use super::timeline::Timeline;
 use super::train::session::{Options, Schedule, Session};
@@ -182,13 +182,13 @@ fn compared(
     let mut phases = BTreeMap::new();
     let mut predicted = 0.0;
     for program in session.programs() {
-        let times = per_step(program.when);
+        let own = |w: &When| *w == program.when;
+        let times = middle.timelines.iter().filter(|(w, _)| own(w)).count();
         if times == 0 {
             continue;
         }
         let simulated = simulate(program, session.plan())?;
-        predicted += f64::from(times) * simulated.total.0;
-        let own = |w: &When| *w == program.when;
+        predicted += times as f64 * simulated.total.0;
         for (_, measured) in middle.timelines.iter().filter(|(w, _)| own(w)) {
             per_op(program, &simulated, (1.0, 0.0, 0.0), &mut ops, &mut phases);
             per_op(

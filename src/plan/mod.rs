@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::spec::job::{Exactness, Job, Precision};
-use crate::technique::{self, Args, Draft, Pattern, TECHNIQUES, Technique};
+use crate::technique::{self, Args, Card, Derivative, Draft, Pattern, TECHNIQUES, Technique};
 
 /// One technique at some sites, with its arguments.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -86,6 +86,11 @@ impl Choice {
         Pattern::parse(&self.site)
     }
 
+    /// Whether it says how parameters are updated: a plan has exactly one that does.
+    pub fn is_rule(&self) -> bool {
+        self.behind().is_ok_and(|t| t.card().is_rule())
+    }
+
     fn check(&self) -> Result<()> {
         self.args.check(&self.behind()?.card())?;
         self.sites().map(|_| ())
@@ -138,19 +143,16 @@ impl Plan {
     pub fn new(job: Job, choices: Vec<Choice>) -> Result<Plan> {
         job.check()?;
         let mut choices = choices;
-        let chosen = |choices: &[Choice], names: &[&str]| {
-            choices
-                .iter()
-                .any(|c| names.contains(&c.technique.as_str()))
-        };
-        if job.precision != Precision::F32 && !chosen(&choices, &["mixed_precision"]) {
+        if job.precision != Precision::F32
+            && !choices.iter().any(|c| c.technique == "mixed_precision")
+        {
             choices.push(Choice::new(
                 "mixed_precision",
                 "*",
                 &[("dtype", job.precision.name())],
             ));
         }
-        if !chosen(&choices, &OPTIMIZERS) {
+        if !choices.iter().any(Choice::is_rule) {
             choices.push(optimizer(&job.optimizer.0)?);
         }
         choices.iter().try_for_each(Choice::check)?;
@@ -176,6 +178,7 @@ impl Plan {
             loss_scale: false,
             max_norm: None,
             fused_update: false,
+            derivative: Derivative::Reverse,
         };
         for choice in &self.choices {
             choice.behind()?.draft(&mut draft, &choice.args)?;
@@ -185,28 +188,21 @@ impl Plan {
     }
 }
 
-/// Techniques that are update rules: a plan has exactly one.
-pub const OPTIMIZERS: [&str; 2] = ["adamw", "sgd"];
-
 /// The update rule a job names, as `NAME[:key=value,…]`.
 fn optimizer(text: &str) -> Result<Choice> {
     let name = text.split(':').next().unwrap_or(text).trim();
-    let known = technique::find(name).is_ok_and(|t| OPTIMIZERS.contains(&t.card().name));
-    match known {
-        true => Choice::parse(text),
-        false => {
-            let next = format!("choose from: {}", OPTIMIZERS.join(", "));
-            Err(Error::unknown("optimizer", name, OPTIMIZERS, next))
-        }
+    if technique::find(name).is_ok_and(|t| t.card().is_rule()) {
+        return Choice::parse(text);
     }
+    let rules = TECHNIQUES.iter().map(|t| t.card()).filter(Card::is_rule);
+    let names: Vec<&str> = rules.map(|card| card.name).collect();
+    let next = format!("choose from: {}", names.join(", "));
+    Err(Error::unknown("optimizer", name, names, next))
 }
 
 /// Refuses a second update rule.
 fn one_optimizer(choices: &[Choice]) -> Result<()> {
-    let rules: Vec<&Choice> = choices
-        .iter()
-        .filter(|c| OPTIMIZERS.contains(&c.technique.as_str()))
-        .collect();
+    let rules: Vec<&Choice> = choices.iter().filter(|c| c.is_rule()).collect();
     match rules[..] {
         [one, other, ..] => Err(Error::Conflict {
             one: one.to_string(),

@@ -5,7 +5,7 @@ mod transfer;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::{OPTIMIZERS, Plan};
+use super::{Choice, Plan};
 use crate::error::Result;
 use crate::graph::backward::{Gradients, differentiate};
 use crate::graph::build::{self, Forward, Options, SCALE};
@@ -13,9 +13,9 @@ use crate::graph::op::optimizer::{ClipScale, SquareSum};
 
 use crate::graph::reach;
 use crate::graph::tensor::{DType, Role, Storage, StorageId, TensorId, Type};
-use crate::graph::{Node, Phase, Spot, Step, StepSet, Stream, When};
+use crate::graph::{Node, Phase, Spot, Step, StepSet, When};
 use crate::spec::job::{Place, Precision};
-use crate::technique::{Draft, Rule};
+use crate::technique::{Derivative, Draft, Update};
 use transfer::transfer;
 
 /// Name of the guard outside: what gradients are multiplied by, whether they are finite, their norm.
@@ -28,28 +28,11 @@ impl Plan {
     /// Where a choice cannot be applied to this model.
     pub fn steps(&self) -> Result<StepSet> {
         let draft = self.draft()?;
-        let training = self.forward(&draft, true)?;
         let mut set = StepSet {
-            steps: Vec::new(),
+            steps: self.training(&draft)?,
             lead: 0,
             lag: 0,
         };
-        let rule = self.rule(&draft)?;
-        let middle = u32::try_from(draft.micro_batches.saturating_sub(2)).unwrap_or(u32::MAX);
-        if draft.micro_batches > 1 {
-            set.steps.push((
-                When::First,
-                micro_batch(training.clone(), &draft, false, None)?,
-            ));
-        }
-        if middle > 0 {
-            set.steps.push((
-                When::Micro { times: middle },
-                micro_batch(training.clone(), &draft, true, None)?,
-            ));
-        }
-        let last = micro_batch(training, &draft, draft.micro_batches > 1, Some(&rule))?;
-        set.steps.push((When::Steady, last));
         set.steps
             .push((When::Evaluate, self.forward(&draft, false)?.step));
         for choice in &self.choices {
@@ -65,6 +48,12 @@ impl Plan {
         Ok(set)
     }
 
+    /// Its update rule.
+    fn rule(&self) -> &Choice {
+        let rule = self.choices.iter().find(|c| c.is_rule());
+        rule.unwrap_or_else(|| panic!("a plan has an update rule: `Plan::new` sees to it"))
+    }
+
     /// The steps around training: filling persistent storages before it, and copying them out.
     ///
     /// # Errors
@@ -74,6 +63,44 @@ impl Plan {
             (When::Start, transfer(shared, true)?),
             (When::Save, transfer(shared, false)?),
         ])
+    }
+
+    /// The steps that train: by a backward pass for each micro-batch, or as an estimator has it.
+    fn training(&self, draft: &Draft) -> Result<Vec<(When, Step)>> {
+        let trains = draft.derivative != Derivative::Differences;
+        let (rule, forward) = (self.rule(), self.forward(draft, trains)?);
+        if draft.derivative != Derivative::Reverse {
+            let step = rule.behind()?.step(forward, draft, &rule.args)?;
+            return Ok(vec![(When::Steady, step)]);
+        }
+        let mut steps = Vec::new();
+        let middle = u32::try_from(draft.micro_batches.saturating_sub(2)).unwrap_or(u32::MAX);
+        if draft.micro_batches > 1 {
+            let first = micro_batch(forward.clone(), draft, false, None)?;
+            steps.push((When::First, first));
+        }
+        if middle > 0 {
+            let micro = micro_batch(forward.clone(), draft, true, None)?;
+            steps.push((When::Micro { times: middle }, micro));
+        }
+        let adds = draft.micro_batches > 1;
+        if let Some(period) = rule.behind()?.period(&rule.args)? {
+            let renews = Rule {
+                choice: rule,
+                refreshes: true,
+            };
+            let step = micro_batch(forward.clone(), draft, adds, Some(&renews))?;
+            steps.push((When::Every(period), step));
+        }
+        let rule = Rule {
+            choice: rule,
+            refreshes: false,
+        };
+        steps.push((
+            When::Steady,
+            micro_batch(forward, draft, adds, Some(&rule))?,
+        ));
+        Ok(steps)
     }
 
     fn forward(&self, draft: &Draft, training: bool) -> Result<Forward> {
@@ -93,24 +120,17 @@ impl Plan {
         for choice in &self.choices {
             choice
                 .behind()?
-                .forward(&mut forward.step, &choice.sites()?, draft, &choice.args)?;
+                .forward(&mut forward, &choice.sites()?, draft, &choice.args)?;
         }
         Ok(forward)
     }
+}
 
-    /// The plan's update rule.
-    fn rule(&self, draft: &Draft) -> Result<Rule> {
-        let guard = draft.max_norm.is_some() || draft.loss_scale;
-        let chosen = self
-            .choices
-            .iter()
-            .find(|c| OPTIMIZERS.contains(&c.technique.as_str()));
-        let rule = chosen
-            .map(|c| c.behind()?.rule(draft.master, guard, &c.args))
-            .transpose()?
-            .flatten();
-        Ok(rule.unwrap_or_else(|| panic!("a plan has an optimizer: `Plan::new` sees to it")))
-    }
+/// How a program updates.
+struct Rule<'a> {
+    choice: &'a Choice,
+    /// Whether it renews what updates project with.
+    refreshes: bool,
 }
 
 /// One micro-batch with its backward pass: `adds` to gradients of earlier ones, and updates by `rule` if it is the last.
@@ -172,57 +192,18 @@ fn update(
     rule: &Rule,
 ) -> Result<()> {
     let guard = guard(step, pairs, draft)?;
+    let technique = rule.choice.behind()?;
     let mut updates = Vec::new();
-    for &(parameter, gradient) in pairs {
-        updates.push((
-            parameter,
-            one_update(step, parameter, gradient, guard, draft, rule)?,
-        ));
+    for &pair in pairs {
+        let mut at = Update::new(step, draft, pair, guard, rule.refreshes);
+        technique.update(&mut at, &rule.choice.args)?;
+        updates.push(at.into_nodes());
     }
     match draft.fused_update {
         true => insert_early(step, updates),
-        false => step.nodes.extend(updates.into_iter().map(|(_, node)| node)),
+        false => step.nodes.extend(updates.into_iter().flatten()),
     }
     Ok(())
-}
-
-fn update_spot(step: &Step, parameter: TensorId) -> Spot {
-    let name = &step.storage_of(parameter).name;
-    let block = name.split('/').next().unwrap_or(name).into();
-    Spot {
-        origin: name.clone(),
-        phase: Phase::Update,
-        block,
-        stream: Stream::Compute,
-    }
-}
-
-/// The node that updates one parameter.
-fn one_update(
-    step: &mut Step,
-    parameter: TensorId,
-    gradient: TensorId,
-    guard: Option<TensorId>,
-    draft: &Draft,
-    rule: &Rule,
-) -> Result<Node> {
-    let name = step.storage_of(parameter).name.clone();
-    let at = step.type_of(parameter).with(DType::F32);
-    let mut inputs = vec![gradient, parameter];
-    let master = draft.master.then_some("master");
-    for suffix in master.iter().chain(&rule.states) {
-        let path = format!("{name}.{suffix}");
-        inputs.push(step.persistent(&path, at.clone(), Place::Gpu, Role::OptimizerState));
-    }
-    inputs.extend(guard);
-    let spot = update_spot(step, parameter);
-    step.node(
-        rule.op.clone(),
-        &inputs,
-        spot,
-        Role::OptimizerState,
-        Place::Gpu,
-    )
 }
 
 /// The guard of the updates where a norm or a loss scale asks for one: partial sums right behind each gradient, then one scale.
@@ -231,13 +212,13 @@ fn guard(
     pairs: &[(TensorId, TensorId)],
     draft: &Draft,
 ) -> Result<Option<TensorId>> {
-    if draft.max_norm.is_none() && !draft.loss_scale {
+    if !draft.guarded() {
         return Ok(None);
     }
     let mut sums = Vec::new();
     let mut partials = Vec::new();
     for &(parameter, gradient) in pairs {
-        let spot = update_spot(step, parameter);
+        let spot = Update::spot(step, parameter);
         let spot = Spot {
             origin: format!("{}.square", spot.origin).into(),
             ..spot
@@ -285,7 +266,7 @@ fn insert_behind(step: &mut Step, nodes: Vec<(TensorId, Node)>) {
 }
 
 /// Inserts each parameter's update behind the last node that reads the parameter or touches its gradient.
-fn insert_early(step: &mut Step, updates: Vec<(TensorId, Node)>) {
+fn insert_early(step: &mut Step, updates: Vec<Vec<Node>>) {
     let mut last: BTreeMap<StorageId, usize> = BTreeMap::new();
     for (index, node) in step.nodes.iter().enumerate() {
         for &value in node.inputs.iter().chain(&node.outputs) {
@@ -293,13 +274,11 @@ fn insert_early(step: &mut Step, updates: Vec<(TensorId, Node)>) {
         }
     }
     let mut behind: BTreeMap<usize, Vec<Node>> = BTreeMap::new();
-    for (_, node) in updates {
-        let uses = node
-            .inputs
-            .iter()
-            .filter_map(|&v| last.get(&step.tensor(v).storage));
+    for nodes in updates {
+        let inputs = nodes.iter().flat_map(|n| &n.inputs);
+        let uses = inputs.filter_map(|&v| last.get(&step.tensor(v).storage));
         let at = uses.copied().max().unwrap_or(0);
-        behind.entry(at).or_default().push(node);
+        behind.entry(at).or_default().extend(nodes);
     }
     for (index, node) in std::mem::take(&mut step.nodes).into_iter().enumerate() {
         step.nodes.push(node);

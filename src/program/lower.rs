@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{Buffer, BufferId, Instr, Program, Span, alignment};
 use crate::error::Result;
 use crate::graph::op::transfer::MOVE;
-use crate::graph::tensor::{Role, Storage, StorageId, TensorId, Type};
+use crate::graph::tensor::{First, Role, Storage, StorageId, TensorId, Type};
 use crate::graph::{Node, Step, Stream, When};
 use crate::spec::job::{Backend, PerPlace, Place};
 use crate::spec::units::Bytes;
@@ -103,6 +103,7 @@ impl<'a> Lowering<'a> {
             place,
             role,
             shared,
+            ..
         } = storage.clone();
         let taken = Bytes(bytes.0.max(1)).round_up(alignment(place));
         let offset = Bytes::ZERO;
@@ -234,6 +235,7 @@ impl<'a> Lowering<'a> {
                 place,
                 role: Role::Temporary,
                 shared: false,
+                first: First::Zero,
             },
             None,
             node.stream,

@@ -155,6 +155,17 @@ pub fn programs(set: StepSet, backend: Backend) -> Result<Vec<Program>> {
     Ok(programs)
 }
 
+/// The program that ends optimizer step `step`, counted from 1: the steady one, or the one that also renews.
+pub fn updating(programs: &[Program], step: u64) -> &Program {
+    let due = |p: &&Program| match p.when {
+        When::Every(period) => (step - 1).is_multiple_of(u64::from(period)),
+        _ => false,
+    };
+    let steady = || programs.iter().find(|p| p.when == When::Steady);
+    let found = programs.iter().find(due).or_else(steady);
+    found.unwrap_or_else(|| panic!("every plan has a steady program"))
+}
+
 /// What a set of programs takes of each place: the largest height.
 pub fn height(programs: &[Program]) -> PerPlace<Bytes> {
     let mut most = PerPlace::<Bytes>::default();

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::table::{Column, Table};
-use crate::plan::{Choice, OPTIMIZERS, Plan};
+use crate::plan::{Choice, Plan};
 use crate::spec::job::{Exactness, Precision};
 
 /// The name of a class on the command line and in files.
@@ -36,8 +36,8 @@ fn class(choice: &Choice) -> Exactness {
 /// Whether the job itself asks for it: its update rule and its precision.
 fn is_of_job(choice: &Choice, plan: &Plan) -> bool {
     let name = choice.technique.as_str();
-    OPTIMIZERS.contains(&name)
-        || (name == "mixed_precision" && plan.job.precision != Precision::F32)
+    let asked = Choice::parse(&plan.job.optimizer.0).is_ok_and(|asked| asked.technique == name);
+    asked || (name == "mixed_precision" && plan.job.precision != Precision::F32)
 }
 
 /// How a plan's results relate to those of its job with nothing else chosen.

@@ -45,6 +45,7 @@ pub fn phase_name(phase: Phase) -> &'static str {
 pub fn when_name(when: When) -> String {
     match when {
         When::Steady => "step".into(),
+        When::Every(n) => format!("step that renews (every {n})"),
         When::First => "first micro-batch".into(),
         When::Micro { times } => format!("middle micro-batch (x{times})"),
         When::Start => "loading".into(),

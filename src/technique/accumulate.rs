@@ -1,6 +1,6 @@
 //! Gradient accumulation: a step cut into micro-batches whose gradients are summed in f32.
 
-use super::{Args, Argument, Card, Draft, Technique};
+use super::{Args, Argument, Card, Draft, Site, Technique};
 use crate::error::{Error, Result};
 use crate::graph::tensor::DType;
 use crate::spec::job::Exactness;
@@ -16,6 +16,7 @@ impl Technique for Accumulate {
             summary: "runs the batch as micro-batches and sums their gradients in f32",
             source: "Ott et al. 2018, arXiv:1806.00187, section 3.1",
             exactness: Exactness::Rounding,
+            site: Site::Draft,
             arguments: &[Argument {
                 key: "micro",
                 default: "1",

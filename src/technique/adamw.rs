@@ -1,10 +1,9 @@
 //! AdamW.
 
-use std::sync::Arc;
-
-use super::{Args, Argument, Card, Rule, Technique};
+use super::{Args, Argument, Card, Site, Technique, Update};
 use crate::error::Result;
 use crate::graph::op::optimizer;
+use crate::graph::tensor::DType;
 use crate::spec::job::Exactness;
 
 /// Adam with decoupled weight decay.
@@ -18,6 +17,7 @@ impl Technique for AdamW {
             summary: "updates by two f32 moments, 8 bytes per parameter",
             source: "Loshchilov and Hutter 2019, arXiv:1711.05101; in PyTorch's form",
             exactness: Exactness::Lossy,
+            site: Site::Update,
             arguments: &[
                 Argument {
                     key: "beta1",
@@ -43,23 +43,21 @@ impl Technique for AdamW {
         }
     }
 
-    fn rule(&self, master: bool, guard: bool, args: &Args) -> Result<Option<Rule>> {
+    fn update(&self, at: &mut Update, args: &Args) -> Result<()> {
         let card = self.card();
         let beta1 = args.number(&card, "beta1", (0.0, 1.0))?;
         let beta2 = args.number(&card, "beta2", (0.0, 1.0))?;
         let eps = args.number(&card, "eps", (0.0, 1.0))?;
         let decay = args.number(&card, "decay", (0.0, 1e6))?;
-        let op = Arc::new(optimizer::AdamW {
+        let op = optimizer::AdamW {
             beta1,
             beta2,
             eps,
             decay,
-            master,
-            guard,
-        });
-        Ok(Some(Rule {
-            op,
-            states: vec!["m", "v"],
-        }))
+            master: at.master().is_some(),
+            guard: at.guard().is_some(),
+        };
+        let wide = at.at().with(DType::F32);
+        at.apply(op, &[("m", wide.clone()), ("v", wide)])
     }
 }

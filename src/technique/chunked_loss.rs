@@ -3,12 +3,13 @@
 use std::any::Any;
 use std::sync::Arc;
 
-use super::{Args, Argument, Card, Draft, Pattern, Technique};
+use super::{Args, Argument, Card, Draft, Pattern, Site, Technique};
 use crate::error::{Error, Result};
+use crate::graph::Spot;
+use crate::graph::build::Forward;
 use crate::graph::op::cross_entropy::CrossEntropy;
 use crate::graph::op::linear_cross_entropy::LinearCrossEntropy;
 use crate::graph::tensor::Role;
-use crate::graph::{Spot, Step};
 use crate::spec::job::{Exactness, Place};
 
 /// The fused and chunked head.
@@ -22,6 +23,7 @@ impl Technique for ChunkedLoss {
             summary: "computes logits, loss and their gradients over chunks of tokens; whole logits never exist",
             source: "Hsu et al. 2024, arXiv:2410.10989 (Liger Kernel), section 3.2",
             exactness: Exactness::Rounding,
+            site: Site::Forward,
             arguments: &[Argument {
                 key: "rows",
                 default: "512",
@@ -30,11 +32,18 @@ impl Technique for ChunkedLoss {
         }
     }
 
-    fn forward(&self, step: &mut Step, sites: &Pattern, draft: &Draft, args: &Args) -> Result<()> {
+    fn forward(
+        &self,
+        forward: &mut Forward,
+        sites: &Pattern,
+        draft: &Draft,
+        args: &Args,
+    ) -> Result<()> {
         let rows: u64 = args.number(&self.card(), "rows", (1, 1 << 30))?;
         if !sites.matches("head") {
             return Ok(());
         }
+        let step = &mut forward.step;
         let at = |name: &str| step.nodes.iter().position(|n| n.op.name() == name);
         let loss = at("cross_entropy").ok_or_else(|| no_site("no loss"))?;
         let logits = step.nodes[loss].inputs[0];

@@ -1,6 +1,6 @@
 //! Clipping by the global norm of all gradients.
 
-use super::{Args, Argument, Card, Draft, Technique};
+use super::{Args, Argument, Card, Draft, Site, Technique};
 use crate::error::Result;
 use crate::spec::job::Exactness;
 
@@ -15,6 +15,7 @@ impl Technique for Clip {
             summary: "scales all gradients down so that their joint norm stays below a bound; needs every gradient at once",
             source: "Pascanu et al. 2013, arXiv:1211.5063",
             exactness: Exactness::Lossy,
+            site: Site::Draft,
             arguments: &[Argument {
                 key: "norm",
                 default: "1.0",

@@ -3,9 +3,9 @@
 use std::any::Any;
 use std::sync::Arc;
 
-use super::{Args, Card, Draft, Pattern, Technique};
+use super::{Args, Card, Draft, Pattern, Site, Technique};
 use crate::error::Result;
-use crate::graph::Step;
+use crate::graph::build::Forward;
 use crate::graph::op::attention::Attention;
 use crate::graph::op::{Op, flash};
 use crate::graph::tensor::{DType, Type};
@@ -22,11 +22,13 @@ impl Technique for FlashAttention {
             summary: "computes attention by tiles and saves one number per row instead of the T x T probabilities",
             source: "Dao et al. 2022, arXiv:2205.14135",
             exactness: Exactness::Rounding,
+            site: Site::Forward,
             arguments: &[],
         }
     }
 
-    fn forward(&self, step: &mut Step, sites: &Pattern, _: &Draft, _: &Args) -> Result<()> {
+    fn forward(&self, forward: &mut Forward, sites: &Pattern, _: &Draft, _: &Args) -> Result<()> {
+        let step = &mut forward.step;
         for index in 0..step.nodes.len() {
             let node = &step.nodes[index];
             let op: &dyn Any = node.op.as_ref();

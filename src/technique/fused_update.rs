@@ -1,6 +1,6 @@
 //! Updates as soon as a gradient is whole, so that few gradients are alive at once.
 
-use super::{Args, Card, Draft, Technique};
+use super::{Args, Card, Draft, Site, Technique};
 use crate::error::{Error, Result};
 use crate::spec::job::Exactness;
 
@@ -15,6 +15,7 @@ impl Technique for FusedUpdate {
             summary: "updates each parameter as soon as its gradient is whole and frees the gradient",
             source: "Lv et al. 2023, arXiv:2306.09782 (LOMO), section 3.1",
             exactness: Exactness::Bitwise,
+            site: Site::Draft,
             arguments: &[],
         }
     }

@@ -1,6 +1,6 @@
 //! 16-bit arithmetic with f32 master weights; for fp16 with a loss scale.
 
-use super::{Args, Argument, Card, Draft, Technique};
+use super::{Args, Argument, Card, Draft, Site, Technique};
 use crate::error::Result;
 use crate::spec::job::{Exactness, Precision};
 
@@ -15,6 +15,7 @@ impl Technique for MixedPrecision {
             summary: "computes in 16 bits and keeps an f32 master copy of each weight for the update",
             source: "Micikevicius et al. 2018, arXiv:1710.03740",
             exactness: Exactness::Lossy,
+            site: Site::Draft,
             arguments: &[
                 Argument {
                     key: "dtype",

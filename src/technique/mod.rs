@@ -5,21 +5,29 @@ mod adamw;
 mod args;
 mod chunked_loss;
 mod clip;
+mod estimator;
 mod flash_attention;
+mod forward_gradient;
 mod fused_update;
 mod mixed_precision;
 mod offload;
 mod pattern;
 mod recompute;
 mod sgd;
-
-use std::sync::Arc;
+mod update;
+mod zeroth_order;
+mod zo_adam;
+mod zo_conservative;
+mod zo_momentum;
+mod zo_sgd;
+mod zo_sign;
 
 pub use args::Args;
 pub use pattern::Pattern;
+pub use update::Update;
 
 use crate::error::{Error, Result};
-use crate::graph::op::Op;
+use crate::graph::build::Forward;
 use crate::graph::tensor::DType;
 use crate::graph::{Step, StepSet};
 use crate::spec::job::{Exactness, Precision};
@@ -34,6 +42,12 @@ pub const TECHNIQUES: &[&dyn Technique] = &[
     &flash_attention::FlashAttention,
     &chunked_loss::ChunkedLoss,
     &fused_update::FusedUpdate,
+    &zo_sgd::ZoSgd,
+    &zo_sign::ZoSign,
+    &zo_momentum::ZoMomentum,
+    &zo_conservative::ZoConservative,
+    &zo_adam::ZoAdam,
+    &forward_gradient::ForwardGradient,
     &recompute::Recompute,
     &offload::Offload,
 ];
@@ -51,8 +65,32 @@ pub struct Card {
     pub source: &'static str,
     /// How its result relates to the job without it.
     pub exactness: Exactness,
+    /// What part of a step it changes.
+    pub site: Site,
     /// Its arguments.
     pub arguments: &'static [Argument],
+}
+
+impl Card {
+    /// Whether it says how parameters are updated: a plan has exactly one that does.
+    pub fn is_rule(&self) -> bool {
+        matches!(self.site, Site::Update | Site::Step)
+    }
+}
+
+/// The part of a step that a technique changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Site {
+    /// How the step is put together: formats, micro-batches, what updates wait for.
+    Draft,
+    /// The forward pass, and with it what is differentiated.
+    Forward,
+    /// The update of each parameter.
+    Update,
+    /// The whole step: it has no backward pass.
+    Step,
+    /// What becomes of bytes between two uses.
+    Gap,
 }
 
 /// One argument of a technique.
@@ -85,18 +123,26 @@ pub struct Draft {
     pub max_norm: Option<f64>,
     /// Whether a parameter is updated as soon as its gradient is whole.
     pub fused_update: bool,
+    /// How the loss is differentiated.
+    pub derivative: Derivative,
 }
 
-/// A state an optimizer keeps for a parameter: its suffix; it has the parameter's shape, in f32.
-pub type State = &'static str;
+/// How the loss is differentiated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Derivative {
+    /// By a backward pass: gradients of all parameters.
+    Reverse,
+    /// By differences between forward passes, which are those of evaluation.
+    Differences,
+    /// Along with the forward pass, in one direction.
+    Forward,
+}
 
-/// How one parameter is updated.
-#[derive(Debug, Clone)]
-pub struct Rule {
-    /// The op: inputs gradient, parameter, master if there is one, states, guard if there is one.
-    pub op: Arc<dyn Op>,
-    /// The states.
-    pub states: Vec<State>,
+impl Draft {
+    /// Whether updates read a guard: what gradients are multiplied by, and whether they are finite.
+    pub fn guarded(&self) -> bool {
+        self.max_norm.is_some() || self.loss_scale
+    }
 }
 
 /// A change of the step. Each hook is called where it belongs in the order of building; most techniques need one.
@@ -121,13 +167,13 @@ pub trait Technique: Sync {
         Ok(())
     }
 
-    /// On the forward pass.
+    /// On the forward pass: its nodes, and which of its parameters are trained.
     ///
     /// # Errors
     /// Where it cannot be applied.
     fn forward(
         &self,
-        _step: &mut Step,
+        _forward: &mut Forward,
         _sites: &Pattern,
         _draft: &Draft,
         _args: &Args,
@@ -135,12 +181,37 @@ pub trait Technique: Sync {
         Ok(())
     }
 
-    /// The update of one parameter: an optimizer answers, nobody else.
+    /// Emits the update of one parameter: of those at [`Site::Update`].
+    ///
+    /// # Errors
+    /// Where an argument is wrong, or the technique has no updates.
+    fn update(&self, _at: &mut Update, _args: &Args) -> Result<()> {
+        let next = "choose an optimizer; `memfit techniques` lists them";
+        let name = self.card().name;
+        Err(Error::value("optimizer", name, "it updates nothing", next))
+    }
+
+    /// Every how many steps its updates renew what they project with; `None` where they never do.
     ///
     /// # Errors
     /// Where an argument is wrong.
-    fn rule(&self, _master: bool, _guard: bool, _args: &Args) -> Result<Option<Rule>> {
+    fn period(&self, _args: &Args) -> Result<Option<u32>> {
         Ok(None)
+    }
+
+    /// The whole step, made from a forward pass without derivative: of those at [`Site::Step`].
+    ///
+    /// # Errors
+    /// Where an argument is wrong, or the technique takes gradients from a backward pass.
+    fn step(&self, _forward: Forward, _draft: &Draft, _args: &Args) -> Result<Step> {
+        let next = "choose a gradient estimator; `memfit techniques` lists them";
+        let name = self.card().name;
+        Err(Error::value(
+            "estimator",
+            name,
+            "it estimates nothing",
+            next,
+        ))
     }
 
     /// On the gaps between uses, in every step of the set.

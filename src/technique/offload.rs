@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::{Args, Argument, Card, Pattern, Technique};
+use super::{Args, Argument, Card, Pattern, Site, Technique};
 use crate::error::{Error, Result};
 use crate::graph::op::transfer::{MOVE, Move};
 use crate::graph::reach::copy_stream;
@@ -26,6 +26,7 @@ impl Technique for Offload {
             summary: "keeps bytes in host memory or on disk between two uses; may update on the host where the state lives",
             source: "Ren et al. 2021, arXiv:2101.06840 (ZeRO-Offload); Rajbhandari et al. 2021, arXiv:2104.07857 (ZeRO-Infinity)",
             exactness: Exactness::Bitwise,
+            site: Site::Gap,
             arguments: &[
                 Argument {
                     key: "what",

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Args, Argument, Card, Pattern, Technique};
+use super::{Args, Argument, Card, Pattern, Site, Technique};
 use crate::error::{Error, Result};
 use crate::graph::tensor::{Name, Role, TensorId};
 use crate::graph::{Node, Phase, Spot, Step, StepSet};
@@ -23,6 +23,7 @@ impl Technique for Recompute {
             summary: "drops activations after the forward pass and computes them again in the backward pass",
             source: "Chen et al. 2016, arXiv:1604.06174; selective: Korthikanti et al. 2022, arXiv:2205.05198",
             exactness: Exactness::Bitwise,
+            site: Site::Gap,
             arguments: &[
                 Argument {
                     key: "what",

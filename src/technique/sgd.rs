@@ -1,10 +1,9 @@
 //! Stochastic gradient descent with momentum.
 
-use std::sync::Arc;
-
-use super::{Args, Argument, Card, Rule, Technique};
+use super::{Args, Argument, Card, Site, Technique, Update};
 use crate::error::Result;
 use crate::graph::op::optimizer;
+use crate::graph::tensor::DType;
 use crate::spec::job::Exactness;
 
 /// SGD, with a momentum buffer unless `momentum` is 0.
@@ -18,6 +17,7 @@ impl Technique for Sgd {
             summary: "updates by the gradient and a momentum buffer of 4 bytes per parameter",
             source: "Sutskever et al. 2013, ICML; in PyTorch's form",
             exactness: Exactness::Lossy,
+            site: Site::Update,
             arguments: &[
                 Argument {
                     key: "momentum",
@@ -38,23 +38,22 @@ impl Technique for Sgd {
         }
     }
 
-    fn rule(&self, master: bool, guard: bool, args: &Args) -> Result<Option<Rule>> {
+    fn update(&self, at: &mut Update, args: &Args) -> Result<()> {
         let card = self.card();
         let momentum = args.number(&card, "momentum", (0.0, 1.0))?;
         let decay = args.number(&card, "decay", (0.0, 1e6))?;
         let nesterov = args.word(&card, "nesterov", &["yes", "no"])? == "yes";
-        let op = Arc::new(optimizer::Sgd {
+        let op = optimizer::Sgd {
             momentum,
             decay,
             nesterov,
-            master,
-            guard,
-        });
-        let states = if momentum == 0.0 {
-            vec![]
-        } else {
-            vec!["momentum"]
+            master: at.master().is_some(),
+            guard: at.guard().is_some(),
         };
-        Ok(Some(Rule { op, states }))
+        let wide = at.at().with(DType::F32);
+        match momentum == 0.0 {
+            true => at.apply(op, &[]),
+            false => at.apply(op, &[("momentum", wide)]),
+        }
     }
 }

@@ -19,6 +19,7 @@ pub mod attention;
 mod attention_backward;
 pub mod attention_tangent;
 pub mod cross_entropy;
+pub mod direction;
 pub mod dropout;
 pub mod elementwise;
 pub mod embedding;

@@ -172,7 +172,7 @@ pub fn ideal_seconds(work: Work, dtype: DType, device: &Device) -> f64 {
     let precision = match dtype {
         DType::Bf16 => Precision::Bf16,
         DType::F16 => Precision::Fp16,
-        DType::F32 | DType::U32 => Precision::F32,
+        DType::F32 | DType::U32 | DType::U16 | DType::U8 => Precision::F32,
     };
     let peak = precision.peak(device).unwrap_or(device.peak.fp32);
     let matmul = work.matmul as f64 / peak;

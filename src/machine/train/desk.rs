@@ -10,7 +10,7 @@ use super::weights::WeightFiles;
 use crate::error::{Error, Result};
 use crate::graph::build::{LOSS, SCALE, TARGETS, TOKENS};
 use crate::graph::op::Port;
-use crate::graph::tensor::Type;
+use crate::graph::tensor::{First, Type};
 use crate::plan::steps::GUARD;
 use crate::spec::model::ModelSpec;
 
@@ -35,21 +35,35 @@ struct Tray {
     save: Option<Save>,
 }
 
+/// A persistent storage as the outside knows it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Kept {
+    /// Its name.
+    pub name: String,
+    /// Its type.
+    pub at: Type,
+    /// What it holds before the first step.
+    pub first: First,
+}
+
 /// The desk between a run and its programs.
 #[derive(Debug)]
 pub struct Desk {
     model: ModelSpec,
-    storages: BTreeMap<String, Type>,
+    storages: BTreeMap<String, Kept>,
     origin: Origin,
     tray: Mutex<Tray>,
 }
 
 impl Desk {
-    /// A desk for `model` whose persistent storages have the types of `storages`.
-    pub fn new(model: ModelSpec, storages: &[(String, Type)], origin: Origin) -> Desk {
+    /// A desk for `model` whose persistent storages are `storages`.
+    pub fn new(model: ModelSpec, storages: &[Kept], origin: Origin) -> Desk {
+        let named = storages
+            .iter()
+            .map(|kept| (kept.name.clone(), kept.clone()));
         Desk {
             model,
-            storages: storages.iter().cloned().collect(),
+            storages: named.collect(),
             origin,
             tray: Mutex::default(),
         }
@@ -95,17 +109,19 @@ impl Desk {
 
     fn persistent(&self, name: &str, offset: u64, into: &mut [u8]) -> Result<()> {
         let next = "report this plan";
-        let at = self
+        let Kept { at, first, .. } = self
             .storages
             .get(name)
             .ok_or_else(|| Error::value("storage", name, "nobody knows it", next))?;
         let parameter = name.trim_end_matches(".master");
         match &self.origin {
-            Origin::Seed(seed) => initial(&self.model, name, *seed, offset, at.dtype, into),
+            Origin::Seed(seed) => {
+                initial(&self.model, (name, first), *seed, offset, at.dtype, into)
+            }
             Origin::Saved(saved) => saved.read(name, offset, into),
             Origin::Weights(files) => match files.dtype(parameter) {
                 Some(_) => files.read(parameter, offset, at.dtype, into),
-                None => initial(&self.model, name, 0, offset, at.dtype, into),
+                None => initial(&self.model, (name, first), 0, offset, at.dtype, into),
             },
         }
     }

@@ -6,12 +6,10 @@ use super::names;
 use crate::error::{Error, Result};
 use crate::graph::op::Element;
 use crate::graph::random::Key;
-use crate::graph::tensor::DType;
+use crate::graph::tensor::{DType, First};
 use crate::spec::model::ModelSpec;
 use crate::with_float;
 
-/// Endings of optimizer states that start at zero.
-const ZERO: [&str; 3] = [".m", ".v", ".momentum"];
 /// Standard deviation of weights (Radford et al. 2019).
 const SPREAD: f32 = 0.02;
 /// Elements that one thread draws at a time.
@@ -24,11 +22,13 @@ enum Law {
     Constant(f32),
     /// Normal around zero with this standard deviation.
     Normal(f32),
+    /// Uniform between this bound and its negative.
+    Uniform(f32),
 }
 
-/// Fills `into` with bytes `offset..` of the first value of `storage`, which has elements of `dtype`.
+/// Fills `into` with bytes `offset..` of the first value of `storage`, which has elements of `dtype` and starts as `first` says.
 ///
-/// Norms are ones (zeros where the weight acts as `1 + weight`), biases and moments zeros, other weights normal with
+/// Of a model's own, norms are ones (zeros where the weight acts as `1 + weight`), biases zeros, other weights normal with
 /// standard deviation 0.02, divided by sqrt(2 L) where they end a residual branch (Radford et al. 2019). A `.master`
 /// copy has the same values in 32 bits, so the parameter is its rounding.
 ///
@@ -36,23 +36,29 @@ enum Law {
 /// Where the model has no such storage, or the bytes are not whole elements of it.
 pub fn initial(
     model: &ModelSpec,
-    storage: &str,
+    (storage, first): (&str, &First),
     seed: u64,
     offset: u64,
     dtype: DType,
     into: &mut [u8],
 ) -> Result<()> {
-    let state = ZERO.iter().find_map(|ending| storage.strip_suffix(ending));
-    let parameter = storage.strip_suffix(".master").or(state).unwrap_or(storage);
-    let shape = names::shape(model, parameter)?;
-    let elements = shape.iter().product();
-    let range = super::tensors::elements(storage, offset, into.len(), dtype, elements)?;
-    let law = match state {
-        Some(_) => Law::Constant(0.0),
-        None => law(model, parameter),
+    let parameter = storage.strip_suffix(".master").unwrap_or(storage);
+    let law = match first {
+        First::Zero => {
+            into.fill(0);
+            return Ok(());
+        }
+        First::Normal(spread) => Law::Normal(*spread),
+        First::Uniform(bound) => Law::Uniform(*bound),
+        First::Model => {
+            let shape = names::shape(model, parameter)?;
+            let elements = shape.iter().product();
+            super::tensors::elements(storage, offset, into.len(), dtype, elements)?;
+            law(model, parameter)
+        }
     };
-    let key = Key::new(seed, 0, parameter);
-    with_float!("initial", dtype, T => { fill::<T>(law, key, range.start, into); Ok(()) })
+    let (key, start) = (Key::new(seed, 0, parameter), offset / dtype.bytes());
+    with_float!("initial", dtype, T => { fill::<T>(law, key, start, into); Ok(()) })
         .map_err(|_: Error| not_float(storage, dtype))
 }
 
@@ -84,6 +90,7 @@ fn fill<T: Element>(law: Law, key: Key, first: u64, into: &mut [u8]) {
             let value = match law {
                 Law::Constant(value) => value,
                 Law::Normal(spread) => spread * key.normal(start + i as u64),
+                Law::Uniform(bound) => bound * (2.0 * key.uniform(start + i as u64) - 1.0),
             };
             element.copy_from_slice(bytemuck::bytes_of(&T::narrow(value)));
         }

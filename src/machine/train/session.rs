@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::desk::{Desk, Origin};
+use super::desk::{Desk, Kept, Origin};
 use super::memory;
 use super::save::{Progress, Save, Saved};
 use super::text::{Corpus, Rows, Split};
@@ -10,13 +10,13 @@ use super::weights::WeightFiles;
 use crate::error::{Error, Result};
 use crate::graph::When;
 use crate::graph::op::Scalars;
-use crate::graph::tensor::{Role, Type};
+use crate::graph::tensor::{Role, Tensor};
 use crate::machine::cpu::{Cpu, Settings};
 use crate::machine::estimate::{self, Estimate};
 use crate::machine::timeline::Timeline;
 use crate::plan::Plan;
 use crate::program::check::check;
-use crate::program::{Program, height};
+use crate::program::{Program, height, updating};
 use crate::spec::job::{PerPlace, Precision};
 use crate::spec::units::{Bytes, Seconds};
 
@@ -80,7 +80,7 @@ pub struct Stepped {
 pub struct Session {
     plan: Plan,
     programs: Vec<Program>,
-    storages: Vec<(String, Type)>,
+    storages: Vec<Kept>,
     predicted: Estimate,
     cpu: Cpu,
     desk: Desk,
@@ -216,7 +216,7 @@ impl Session {
                     .batch(Split::Train, self.progress.seed, step, micro, rows, seq)?;
             self.desk.lay(laid, counted, self.progress.loss_scale);
             let when = match micro {
-                last if last + 1 == draft.micro_batches => When::Steady,
+                last if last + 1 == draft.micro_batches => updating(&self.programs, step).when,
                 0 => When::First,
                 _ => When::Micro {
                     times: (draft.micro_batches - 2) as u32,
@@ -300,8 +300,10 @@ impl Session {
     /// # Errors
     /// Where the folder cannot be written.
     pub fn save(&mut self, dir: &Path) -> Result<()> {
+        let types = self.storages.iter().map(|k| (k.name.clone(), k.at.clone()));
+        let types: Vec<_> = types.collect();
         self.desk
-            .open_save(Save::begin(dir, &self.plan.job.model, &self.storages)?);
+            .open_save(Save::begin(dir, &self.plan.job.model, &types)?);
         let ran = self.run(When::Save, 0);
         let save = self.desk.close_save();
         ran?;
@@ -345,21 +347,25 @@ impl Session {
     }
 }
 
-/// The persistent storages with their types, gradients left out.
-fn storages(programs: &[Program]) -> Vec<(String, Type)> {
+/// The persistent storages, gradients left out.
+fn storages(programs: &[Program]) -> Vec<Kept> {
     let steady = programs.iter().find(|p| p.when == When::Steady);
     let step = &steady
         .unwrap_or_else(|| panic!("every plan has a steady program"))
         .step;
-    let kept = |t: &&crate::graph::tensor::Tensor| {
+    let kept = |t: &&Tensor| {
         let storage = step.storage(t.storage);
         t.version == 0 && t.offset == 0 && storage.shared && storage.role != Role::Gradient
     };
-    step.tensors
-        .iter()
-        .filter(kept)
-        .map(|t| (step.storage(t.storage).name.to_string(), t.at.clone()))
-        .collect()
+    let known = |t: &Tensor| {
+        let storage = step.storage(t.storage);
+        Kept {
+            name: storage.name.to_string(),
+            at: t.at.clone(),
+            first: storage.first.clone(),
+        }
+    };
+    step.tensors.iter().filter(kept).map(known).collect()
 }
 
 /// Where values come from, and the progress they stand for.

@@ -31,8 +31,11 @@ pub(super) fn transfer(shared: &[Storage], fills: bool) -> Result<Step> {
 /// Bytes `tile` (first, count) of a storage as a value of `version`.
 fn part(step: &mut Step, storage: StorageId, tile: (u64, u64), version: u32) -> TensorId {
     let (offset, bytes) = tile;
-    // Raw bytes: no storage has an odd number of them.
-    let at = Type::new(&[bytes / 2], DType::Bf16);
+    // Raw bytes, by two where their number is even.
+    let at = match bytes.is_multiple_of(2) {
+        true => Type::new(&[bytes / 2], DType::Bf16),
+        false => Type::new(&[bytes], DType::U8),
+    };
     step.tensors.push(Tensor {
         storage,
         at,

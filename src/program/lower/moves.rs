@@ -3,7 +3,7 @@
 use super::{Lowering, Storage};
 use crate::error::{Error, Result};
 use crate::graph::op::transfer::MOVE;
-use crate::graph::tensor::{Role, StorageId};
+use crate::graph::tensor::{First, Role, StorageId};
 use crate::graph::{Node, Step, Stream};
 use crate::program::{BufferId, Instr, Span, alignment};
 use crate::spec::job::Place;
@@ -76,6 +76,7 @@ impl Lowering<'_> {
                 place: Place::Pinned,
                 role: Role::Temporary,
                 shared: false,
+                first: First::Zero,
             };
             let id = self.add(&slot, None, second);
             self.alloc(id);

@@ -1,0 +1,68 @@
+//! Random directions that take no memory: drawn from a counter where they are used, the same wherever the same parameter is moved.
+
+mod descend;
+mod draw;
+mod draws;
+mod normal;
+mod perturb;
+mod slope;
+
+pub use descend::{Descend, Rule};
+pub use draw::Draw;
+pub use draws::MOST;
+pub use normal::normals;
+pub use perturb::Perturb;
+pub use slope::Slope;
+
+use super::simd::vectorized;
+use crate::graph::random::Key;
+
+/// Elements worked on at a time, on the stack.
+const BLOCK: usize = 512;
+/// Elements one task works on at least.
+const CHUNK: usize = 1 << 14;
+/// Vector operations of one normal draw, about.
+const DRAW: u64 = 40;
+
+/// Directions of one parameter: standard normal elements, of which some are zero.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Direction {
+    /// Share of elements that are zero, in [0, 1); which ones is drawn anew in each step (Zhang et al. 2024, arXiv:2402.11592).
+    pub zeroed: f64,
+}
+
+impl Direction {
+    /// `into += weight · z` for each draw and its weight, where `into` starts at element `first` of the parameter.
+    ///
+    /// `key` is the parameter's in this step; each draw has a stream of its own.
+    fn add(self, key: Key, draws: &[(u32, f32)], first: u64, into: &mut [f32]) {
+        let mut z = [0.0f32; BLOCK];
+        for &(draw, weight) in draws {
+            let z = &mut z[..into.len()];
+            self.fill(key.part(u64::from(draw)), first, z);
+            axpy(weight, z, into);
+        }
+    }
+
+    /// Elements `first..` of the direction of one draw.
+    fn fill(self, key: Key, first: u64, z: &mut [f32]) {
+        normals(key, first, z);
+        if self.zeroed > 0.0 {
+            let mask = key.part(u64::MAX);
+            for (i, z) in z.iter_mut().enumerate() {
+                if f64::from(mask.uniform(first + i as u64)) < self.zeroed {
+                    *z = 0.0;
+                }
+            }
+        }
+    }
+}
+
+vectorized! {
+    /// `into += weight · z`.
+    fn axpy(weight: f32, z: &[f32], into: &mut [f32]) {
+        for (into, z) in into.iter_mut().zip(z) {
+            *into += weight * z;
+        }
+    }
+}

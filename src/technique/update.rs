@@ -1,0 +1,148 @@
+//! The update of one parameter, while a technique writes it.
+
+use std::sync::Arc;
+
+use super::Draft;
+use crate::error::Result;
+use crate::graph::op::Op;
+use crate::graph::tensor::{DType, First, Name, Role, TensorId, Type};
+use crate::graph::{Node, Phase, Spot, Step, Stream};
+use crate::spec::job::Place;
+
+/// What an optimizer sees of one parameter: its values, states kept from step to step, and where its nodes go.
+pub struct Update<'a> {
+    step: &'a mut Step,
+    gradient: TensorId,
+    parameter: TensorId,
+    master: Option<TensorId>,
+    guard: Option<TensorId>,
+    refreshes: bool,
+    nodes: Vec<Node>,
+}
+
+impl<'a> Update<'a> {
+    /// The update of `parameter` by its whole `gradient`; `refreshes` where what updates project with is renewed.
+    pub fn new(
+        step: &'a mut Step,
+        draft: &Draft,
+        (parameter, gradient): (TensorId, TensorId),
+        guard: Option<TensorId>,
+        refreshes: bool,
+    ) -> Update<'a> {
+        let name = format!("{}.master", step.storage_of(parameter).name);
+        let at = step.type_of(parameter).with(DType::F32);
+        let mut kept = || step.persistent(&name, at.clone(), Place::Gpu, Role::OptimizerState);
+        let master = draft.master.then(&mut kept);
+        Update {
+            step,
+            gradient,
+            parameter,
+            master,
+            guard,
+            refreshes,
+            nodes: Vec::new(),
+        }
+    }
+
+    /// The parameter's name.
+    pub fn name(&self) -> Name {
+        self.step.storage_of(self.parameter).name.clone()
+    }
+
+    /// The parameter's type.
+    pub fn at(&self) -> Type {
+        self.step.type_of(self.parameter).clone()
+    }
+
+    /// The type of any value.
+    pub fn type_of(&self, value: TensorId) -> Type {
+        self.step.type_of(value).clone()
+    }
+
+    /// The gradient of this micro-batch, or the sum of all.
+    pub fn gradient(&self) -> TensorId {
+        self.gradient
+    }
+
+    /// The parameter.
+    pub fn parameter(&self) -> TensorId {
+        self.parameter
+    }
+
+    /// The parameter in f32, where there is a copy that updates go to.
+    pub fn master(&self) -> Option<TensorId> {
+        self.master
+    }
+
+    /// What gradients are multiplied by, whether they are finite, and their norm (3) (F32), where a norm or a loss scale asks for it.
+    pub fn guard(&self) -> Option<TensorId> {
+        self.guard
+    }
+
+    /// Whether this is the step in which what updates project with is renewed: see [`Technique::period`](super::Technique::period).
+    pub fn refreshes(&self) -> bool {
+        self.refreshes
+    }
+
+    /// A state kept from step to step as `PARAMETER.suffix`: zero bytes before the first.
+    pub fn state(&mut self, suffix: &str, at: Type) -> TensorId {
+        let name = format!("{}.{suffix}", self.name());
+        let role = Role::OptimizerState;
+        self.step
+            .persistent_as(&name, at, Place::Gpu, role, First::Zero)
+    }
+
+    /// Emits a node of the update, with origin `PARAMETER` or `PARAMETER.leaf`; fresh outputs are temporary.
+    ///
+    /// # Errors
+    /// Where the op is not defined on these inputs.
+    pub fn emit(
+        &mut self,
+        op: impl Op + 'static,
+        inputs: &[TensorId],
+        leaf: &str,
+    ) -> Result<Vec<TensorId>> {
+        let mut spot = Update::spot(self.step, self.parameter);
+        if !leaf.is_empty() {
+            spot.origin = format!("{}.{leaf}", spot.origin).into();
+        }
+        let op = Arc::new(op);
+        let node = self
+            .step
+            .node(op, inputs, spot, Role::Temporary, Place::Gpu)?;
+        let outputs = node.outputs.clone();
+        self.nodes.push(node);
+        Ok(outputs)
+    }
+
+    /// The update as one node over gradient, parameter, master if there is one, `states`, guard if there is one, in this order.
+    ///
+    /// # Errors
+    /// As [`Update::emit`].
+    pub fn apply(&mut self, op: impl Op + 'static, states: &[(&str, Type)]) -> Result<()> {
+        let mut inputs = vec![self.gradient, self.parameter];
+        inputs.extend(self.master);
+        for (suffix, at) in states {
+            inputs.push(self.state(suffix, at.clone()));
+        }
+        inputs.extend(self.guard);
+        self.emit(op, &inputs, "").map(|_| ())
+    }
+
+    /// Its nodes, in issue order.
+    pub fn into_nodes(self) -> Vec<Node> {
+        self.nodes
+    }
+
+    /// Where the nodes of the update of `parameter` stand.
+    pub fn spot(step: &Step, parameter: TensorId) -> Spot {
+        let name = &step.storage_of(parameter).name;
+        let block = name.split('/').next().unwrap_or(name).into();
+        Spot {
+            origin: name.clone(),
+            phase: Phase::Update,
+            block,
+            stream: Stream::Compute,
+        }
+    }
+}
