@@ -37,7 +37,7 @@ const OPT: &str = r#"{"model_type":"opt","vocab_size":64,"hidden_size":32,"num_h
 const BERT: &str = r#"{"model_type":"bert","vocab_size":64,"hidden_size":32,"num_hidden_layers":2,"num_attention_heads":4,
 "intermediate_size":96,"max_position_embeddings":24,"type_vocab_size":2,"layer_norm_eps":1e-12,"hidden_act":"gelu",
 "hidden_dropout_prob":0,"attention_probs_dropout_prob":0}"#;
-const LLAMA: &str = r#"{"model_type":"llama","vocab_size":64,"hidden_size":32,"intermediate_size":88,"num_hidden_layers":2,
+pub const LLAMA: &str = r#"{"model_type":"llama","vocab_size":64,"hidden_size":32,"intermediate_size":88,"num_hidden_layers":2,
 "num_attention_heads":4,"num_key_value_heads":2,"rms_norm_eps":1e-5,"tie_word_embeddings":false,"rope_theta":500000.0,
 "rope_scaling":{"rope_type":"llama3","factor":8.0,"low_freq_factor":1.0,"high_freq_factor":4.0,
 "original_max_position_embeddings":640}}"#;
@@ -78,9 +78,9 @@ pub struct Ran {
 pub type Values = BTreeMap<String, Vec<f32>>;
 
 /// The outside of one batch.
-struct Fed {
-    batch: Batch,
-    loss: Arc<Mutex<f32>>,
+pub struct Fed {
+    pub batch: Batch,
+    pub loss: Arc<Mutex<f32>>,
 }
 
 impl Port for Fed {
@@ -103,7 +103,7 @@ impl Port for Fed {
 }
 
 /// Random tokens; two positions do not count.
-fn batch() -> Batch {
+pub fn batch() -> Batch {
     let tokens = (BATCH * SEQ) as usize;
     let mut targets = integers(6, tokens, 64);
     (targets[3], targets[20]) = (u32::MAX, u32::MAX);

@@ -12,6 +12,7 @@ mod cli;
 mod compare;
 mod compare_cli;
 mod compare_published;
+mod compression;
 mod configs;
 mod damage;
 mod derivatives;
@@ -51,6 +52,7 @@ mod torch_options;
 mod trainers;
 mod training;
 mod weights;
+mod zeroth_order;
 
 // Programs: checked and run.
 

@@ -136,7 +136,8 @@ impl JobArgs {
     /// # Errors
     /// Where a name, a key or a value is unknown.
     pub fn fixed(&self) -> Result<Vec<Choice>> {
-        self.fix.iter().map(|text| Choice::parse(text)).collect()
+        let parts = self.fix.iter().map(|text| Choice::parse_all(text));
+        Ok(parts.collect::<Result<Vec<_>>>()?.concat())
     }
 
     /// The question to the search, and the words it was asked in.

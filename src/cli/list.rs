@@ -32,15 +32,15 @@ pub fn devices() -> Result<Answer> {
     })
 }
 
-/// The techniques.
+/// The techniques, and which exclude each other.
 ///
 /// # Errors
-/// None.
+/// Where a technique cannot be tried.
 pub fn techniques() -> Result<Answer> {
-    let techniques = facts::techniques();
+    let (techniques, refused) = (facts::techniques(), facts::refused()?);
     Ok(Answer {
-        text: lists::techniques(&techniques),
-        json: json!({"techniques": techniques}),
+        text: lists::techniques(&techniques) + "\n" + &lists::refused(&refused),
+        json: json!({"techniques": techniques, "refused": refused}),
         status: DONE,
     })
 }

@@ -3,6 +3,7 @@
 pub mod agreement;
 pub mod calibrate;
 pub mod compare;
+pub mod composition;
 pub mod cpu;
 pub mod estimate;
 pub mod measure;

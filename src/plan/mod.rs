@@ -70,6 +70,43 @@ impl Choice {
         Ok(choice)
     }
 
+    /// Reads what [`Choice::parse`] reads, or `RECIPE[:key=value,…]`, whose arguments go to the choices that take them.
+    ///
+    /// # Errors
+    /// As [`Choice::parse`], and where no choice of a recipe takes an argument.
+    pub fn parse_all(text: &str) -> Result<Vec<Choice>> {
+        let (name, rest) = text.split_once(':').unwrap_or((text, ""));
+        let Some(recipe) = technique::recipe(name.trim()) else {
+            return Ok(vec![Choice::parse(text)?]);
+        };
+        let parts = recipe.composed_of.iter().map(|part| Choice::parse(part));
+        let mut parts = parts.collect::<Result<Vec<Choice>>>()?;
+        for pair in rest.split(',').filter(|p| !p.trim().is_empty()) {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let (key, value) = (key.trim(), value.trim());
+            let takes = |c: &Choice| {
+                let card = c.behind().map(|t| t.card());
+                card.is_ok_and(|card| card.arguments.iter().any(|a| a.key == key))
+            };
+            let mut found = false;
+            for part in parts.iter_mut().filter(|c| takes(c)) {
+                part.args.0.insert(key.to_string(), value.to_string());
+                found = true;
+            }
+            if !found {
+                let next = format!("`{name}` is: {}", recipe.composed_of.join(" + "));
+                return Err(Error::value(
+                    "argument",
+                    key,
+                    "no part of it takes it",
+                    next,
+                ));
+            }
+        }
+        parts.iter().try_for_each(Choice::check)?;
+        Ok(parts)
+    }
+
     /// The technique behind the name.
     ///
     /// # Errors

@@ -5,10 +5,13 @@ use serde::Serialize;
 use super::choice::class_name;
 use super::job::parameters;
 use crate::error::Result;
+use crate::machine::composition::{self, Pair};
+use crate::plan::Choice;
 use crate::spec::device::{self, Device};
+use crate::spec::job::Exactness;
 use crate::spec::units::Bytes;
 use crate::spec::{catalog, model::ModelSpec};
-use crate::technique::{Card, TECHNIQUES};
+use crate::technique::{Card, RECIPES, Recipe, TECHNIQUES};
 
 /// A model.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -90,6 +93,8 @@ pub struct TechniqueFacts {
     pub source: &'static str,
     pub exactness: &'static str,
     pub arguments: Vec<ArgumentFacts>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    pub composed_of: &'static [&'static str],
 }
 
 /// One argument of a technique.
@@ -101,9 +106,56 @@ pub struct ArgumentFacts {
     pub meaning: &'static str,
 }
 
-/// All techniques, in the order they are shown and applied.
+/// All techniques, in the order they are shown and applied, then the recipes.
 pub fn techniques() -> Vec<TechniqueFacts> {
-    TECHNIQUES.iter().map(|t| technique(&t.card())).collect()
+    let techniques = TECHNIQUES.iter().map(|t| technique(&t.card()));
+    techniques.chain(RECIPES.iter().map(recipe)).collect()
+}
+
+/// A recipe: its class is the laxest of its parts.
+fn recipe(recipe: &Recipe) -> TechniqueFacts {
+    let class = |part: &&str| Choice::parse(part).and_then(|c| Ok(c.behind()?.card().exactness));
+    let classes = recipe
+        .composed_of
+        .iter()
+        .filter_map(|part| class(part).ok());
+    TechniqueFacts {
+        name: recipe.name,
+        aliases: recipe.aliases,
+        summary: recipe.summary,
+        source: recipe.source,
+        exactness: class_name(classes.max().unwrap_or(Exactness::Lossy)),
+        arguments: Vec::new(),
+        composed_of: recipe.composed_of,
+    }
+}
+
+/// Two techniques that exclude each other.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[allow(missing_docs)] // the fields are those of `Pair`
+pub struct RefusedPair {
+    pub one: &'static str,
+    pub other: &'static str,
+    pub why: String,
+}
+
+/// The pairs of techniques that do not compose; all others do.
+///
+/// # Errors
+/// Where they cannot be tried.
+pub fn refused() -> Result<Vec<RefusedPair>> {
+    let refused = |pair: Pair| {
+        let Pair {
+            one,
+            other,
+            refusal,
+        } = pair;
+        refusal.map(|why| RefusedPair { one, other, why })
+    };
+    Ok(composition::pairs()?
+        .into_iter()
+        .filter_map(refused)
+        .collect())
 }
 
 fn technique(card: &Card) -> TechniqueFacts {
@@ -119,5 +171,6 @@ fn technique(card: &Card) -> TechniqueFacts {
         source: card.source,
         exactness: class_name(card.exactness),
         arguments: card.arguments.iter().map(argument).collect(),
+        composed_of: &[],
     }
 }

@@ -1,6 +1,6 @@
 //! The lists of models, devices and techniques, for people.
 
-use super::facts::{ArgumentFacts, DeviceFacts, ModelFacts, TechniqueFacts};
+use super::facts::{ArgumentFacts, DeviceFacts, ModelFacts, RefusedPair, TechniqueFacts};
 use super::table::Column::{Left, Right, Wrapped};
 use super::table::{Table, labelled};
 use crate::spec::units::{show_count, show_flops, show_rate};
@@ -73,6 +73,9 @@ fn technique(technique: &TechniqueFacts) -> String {
     let mut text = format!("{} ({})\n", technique.name, technique.exactness);
     text += &labelled("", technique.summary, 2);
     text += &labelled("", technique.source, 2);
+    if !technique.composed_of.is_empty() {
+        text += &labelled("", &format!("is {}", technique.composed_of.join(" + ")), 2);
+    }
     let mut table = Table::new(&[Left, Left, Wrapped]).indent(4);
     for ArgumentFacts {
         key,
@@ -87,4 +90,14 @@ fn technique(technique: &TechniqueFacts) -> String {
         ]);
     }
     text + &table.render()
+}
+
+/// The pairs that exclude each other, by the one that is listed first.
+pub fn refused(pairs: &[RefusedPair]) -> String {
+    let mut text = "All of them compose with each other, but for\n".to_string();
+    for one in pairs.chunk_by(|a, b| a.one == b.one) {
+        let others: Vec<&str> = one.iter().map(|pair| pair.other).collect();
+        text += &labelled("", &format!("{}: {}", one[0].one, others.join(", ")), 2);
+    }
+    text + "(`--json` says why).\n"
 }

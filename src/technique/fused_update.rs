@@ -11,7 +11,7 @@ impl Technique for FusedUpdate {
     fn card(&self) -> Card {
         Card {
             name: "fused_update",
-            aliases: &["optimizer_in_backward", "lomo"],
+            aliases: &["optimizer_in_backward"],
             summary: "updates each parameter as soon as its gradient is whole and frees the gradient",
             source: "Lv et al. 2023, arXiv:2306.09782 (LOMO), section 3.1",
             exactness: Exactness::Bitwise,

@@ -5,6 +5,8 @@ mod adamw;
 mod args;
 mod chunked_loss;
 mod clip;
+mod compress_activations;
+mod compress_offload;
 mod estimator;
 mod flash_attention;
 mod forward_gradient;
@@ -12,6 +14,7 @@ mod fused_update;
 mod mixed_precision;
 mod offload;
 mod pattern;
+mod recipe;
 mod recompute;
 mod sgd;
 mod update;
@@ -24,6 +27,7 @@ mod zo_sign;
 
 pub use args::Args;
 pub use pattern::Pattern;
+pub use recipe::{RECIPES, Recipe, recipe};
 pub use update::Update;
 
 use crate::error::{Error, Result};
@@ -49,7 +53,9 @@ pub const TECHNIQUES: &[&dyn Technique] = &[
     &zo_adam::ZoAdam,
     &forward_gradient::ForwardGradient,
     &recompute::Recompute,
+    &compress_activations::CompressActivations,
     &offload::Offload,
+    &compress_offload::CompressOffload,
 ];
 
 /// What a technique says of itself.
@@ -234,6 +240,12 @@ pub fn find(name: &str) -> Result<&'static dyn Technique> {
             let card = t.card();
             std::iter::once(card.name).chain(card.aliases.iter().copied())
         });
-        Error::unknown("technique", name, known, "`memfit techniques` lists them")
+        let recipes = RECIPES.iter().map(|r| r.name);
+        Error::unknown(
+            "technique",
+            name,
+            known.chain(recipes),
+            "`memfit techniques` lists them",
+        )
     })
 }

@@ -22,7 +22,7 @@ impl Technique for Offload {
     fn card(&self) -> Card {
         Card {
             name: "offload",
-            aliases: &["cpu_offload", "zero_offload"],
+            aliases: &["cpu_offload"],
             summary: "keeps bytes in host memory or on disk between two uses; may update on the host where the state lives",
             source: "Ren et al. 2021, arXiv:2101.06840 (ZeRO-Offload); Rajbhandari et al. 2021, arXiv:2104.07857 (ZeRO-Infinity)",
             exactness: Exactness::Bitwise,

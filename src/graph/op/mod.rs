@@ -18,6 +18,7 @@ pub mod activation;
 pub mod attention;
 mod attention_backward;
 pub mod attention_tangent;
+pub mod compress;
 pub mod cross_entropy;
 pub mod direction;
 pub mod dropout;

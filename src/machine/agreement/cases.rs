@@ -50,96 +50,189 @@ pub struct Case {
     pub big: bool,
 }
 
-/// One factor's values; the first of most is "nothing".
-const FACTORS: [&[&str]; 14] = [
-    &FAMILIES,
-    &["f32", "bf16", "fp16"],
-    &["adamw", "sgd", "sgd:momentum=0"],
-    &["", "clip:norm=0.5"],
-    &["", "accumulate:micro=1", "accumulate:micro=2"],
-    &["", "flash_attention"],
-    &["", "chunked_loss:rows=16", "chunked_loss:rows=64"],
-    &["", "fused_update"],
-    &[
-        "",
-        "recompute",
-        "recompute:what=cheap",
-        "recompute:what=attention",
-        "recompute:segment=2",
-        "recompute:site=layers.0",
-    ],
-    &[
-        "",
-        "offload:what=activations",
-        "offload:what=activations,to=disk",
-        "offload:what=activations,lead=2,lag=2",
-        "offload:what=activations,site=layers.1",
-    ],
-    &[
-        "",
-        "offload:what=parameters",
-        "offload:what=parameters,to=disk",
-    ],
-    &[
-        "",
-        "offload:what=optimizer",
-        "offload:what=optimizer,update=host",
-        "offload:what=optimizer,to=disk",
-        "offload:what=optimizer,to=disk,update=host",
-    ],
-    &[
-        "",
-        "offload:what=gradients",
-        "offload:what=gradients,to=disk",
-    ],
-    &["", "200e6", "1e9"],
-];
-
-/// Beginnings of texts that exclude each other; one that ends in `$` is a whole text.
-const EXCLUDED: [(&str, &str); 7] = [
-    ("bert", "chunked_loss"),
-    ("clip", "fused_update"),
-    ("fp16", "fused_update"),
-    ("accumulate", "offload:what=gradients"),
-    ("sgd:momentum=0", "offload:what=optimizer"),
-    ("recompute$", "offload:what=activations"),
-    ("recompute:segment", "offload:what=activations"),
-];
-
-fn allowed(a: (usize, usize), b: (usize, usize)) -> bool {
-    let (a, b) = (FACTORS[a.0][a.1], FACTORS[b.0][b.1]);
-    let hits = |text: &str, start: &str| match start.strip_suffix('$') {
-        Some(whole) => text == whole,
-        None => text.starts_with(start),
-    };
-    let excluded =
-        |&(x, y): &(&str, &str)| (hits(a, x) && hits(b, y)) || (hits(b, x) && hits(a, y));
-    !EXCLUDED.iter().any(excluded)
+/// Combinations that are covered pairwise: the values of each factor, the first of most of them "nothing", and beginnings of texts
+/// that exclude each other; one that ends in `$` is a whole text. The first two factors are family and precision.
+struct Table {
+    /// What its cases' names begin with.
+    prefix: &'static str,
+    factors: &'static [&'static [&'static str]],
+    excluded: &'static [(&'static str, &'static str)],
 }
 
-/// All combinations: a pairwise covering array over micro models of all families, and those over 1 GiB.
-pub fn cases() -> Vec<Case> {
-    let sizes = FACTORS.map(<[&str]>::len);
-    let rows = array::rows(&sizes, allowed);
-    let small = rows.iter().enumerate().map(|(i, row)| small(i, row));
-    small.chain(big()).collect()
-}
+/// Techniques of full training, and where its bytes go.
+const FULL: Table = Table {
+    prefix: "",
+    factors: &[
+        &FAMILIES,
+        &["f32", "bf16", "fp16"],
+        &["adamw", "sgd", "sgd:momentum=0"],
+        &["", "clip:norm=0.5"],
+        &["", "accumulate:micro=1", "accumulate:micro=2"],
+        &["", "flash_attention"],
+        &["", "chunked_loss:rows=16", "chunked_loss:rows=64"],
+        &["", "fused_update"],
+        &[
+            "",
+            "recompute",
+            "recompute:what=cheap",
+            "recompute:what=attention",
+            "recompute:segment=2",
+            "recompute:site=layers.0",
+        ],
+        &[
+            "",
+            "offload:what=activations",
+            "offload:what=activations,to=disk",
+            "offload:what=activations,lead=2,lag=2",
+            "offload:what=activations,site=layers.1",
+        ],
+        &[
+            "",
+            "offload:what=parameters",
+            "offload:what=parameters,to=disk",
+        ],
+        &[
+            "",
+            "offload:what=optimizer",
+            "offload:what=optimizer,update=host",
+            "offload:what=optimizer,to=disk",
+            "offload:what=optimizer,to=disk,update=host",
+        ],
+        &[
+            "",
+            "offload:what=gradients",
+            "offload:what=gradients,to=disk",
+        ],
+        &["", "200e6", "1e9"],
+    ],
+    excluded: &[
+        ("bert", "chunked_loss"),
+        ("clip", "fused_update"),
+        ("fp16", "fused_update"),
+        ("accumulate", "offload:what=gradients"),
+        ("sgd:momentum=0", "offload:what=optimizer"),
+        ("recompute$", "offload:what=activations"),
+        ("recompute:segment", "offload:what=activations"),
+    ],
+};
 
-fn small(number: usize, row: &[usize]) -> Case {
-    let text = |factor: usize| FACTORS[factor][row[factor]];
-    let choices = (2..13).map(text).filter(|t| !t.is_empty());
-    let (_, batch, seq) = MICRO;
-    Case {
-        name: format!("{:02}-{}-{}", number + 1, text(0), text(1)),
-        model: text(0).to_string(),
-        layers: None,
-        precision: text(1).parse().unwrap_or(Precision::F32),
-        batch,
-        seq,
-        choices: choices.map(str::to_string).collect(),
-        link: text(13).parse().ok(),
-        big: false,
+/// Estimated gradients.
+const ESTIMATED: Table = Table {
+    prefix: "z",
+    factors: &[
+        &FAMILIES,
+        &["f32", "bf16", "fp16"],
+        &[
+            "zo_sgd",
+            "zo_sgd:in_place=yes,q=2,decay=0.1",
+            "zo_sgd:blockwise=yes,sparse=0.5",
+            "zo_sign:sides=1",
+            "zo_momentum",
+            "zo_conservative",
+            "zo_adam:q=2",
+            "zo_adam:master=yes",
+            "forward_gradient",
+        ],
+        &["", "flash_attention"],
+        &["", "chunked_loss:rows=16"],
+        &[
+            "",
+            "offload:what=parameters",
+            "offload:what=parameters,to=disk",
+        ],
+    ],
+    excluded: &[("bert", "chunked_loss")],
+};
+
+/// Values held in fewer bits.
+const HELD: Table = Table {
+    prefix: "h",
+    factors: &[
+        &FAMILIES,
+        &["f32", "bf16", "fp16"],
+        &["adamw", "sgd"],
+        &["", "accumulate:micro=2"],
+        &["", "recompute:what=cheap", "recompute:site=layers.0"],
+        &[
+            "",
+            "compress_activations",
+            "compress_activations:bits=4,block=32,rounding=nearest",
+            "compress_activations:site=layers.1",
+        ],
+        &[
+            "",
+            "offload:what=activations",
+            "offload:what=activations,to=disk",
+        ],
+        &[
+            "",
+            "offload:what=optimizer",
+            "offload:what=optimizer,update=host",
+        ],
+        &["", "compress_offload", "compress_offload:to=disk,bits=4"],
+        &[
+            "",
+            "compress_offload:what=optimizer",
+            "compress_offload:what=optimizer,to=disk,rounding=nearest",
+        ],
+    ],
+    excluded: &[
+        ("accumulate", "compress_offload$"),
+        ("accumulate", "compress_offload:to=disk"),
+    ],
+};
+
+/// All tables, in order.
+const TABLES: [&Table; 3] = [&FULL, &ESTIMATED, &HELD];
+
+impl Table {
+    fn allowed(&self, a: (usize, usize), b: (usize, usize)) -> bool {
+        let (a, b) = (self.factors[a.0][a.1], self.factors[b.0][b.1]);
+        let hits = |text: &str, start: &str| match start.strip_suffix('$') {
+            Some(whole) => text == whole,
+            None => text.starts_with(start),
+        };
+        let excluded =
+            |&(x, y): &(&str, &str)| (hits(a, x) && hits(b, y)) || (hits(b, x) && hits(a, y));
+        !self.excluded.iter().any(excluded)
     }
+
+    /// Its cases on micro models.
+    fn cases(&self) -> impl Iterator<Item = Case> {
+        let sizes: Vec<usize> = self.factors.iter().map(|values| values.len()).collect();
+        let rows = array::rows(&sizes, |a, b| self.allowed(a, b));
+        rows.into_iter()
+            .enumerate()
+            .map(|(i, row)| self.case(i, &row))
+    }
+
+    fn case(&self, number: usize, row: &[usize]) -> Case {
+        let texts: Vec<&str> = self
+            .factors
+            .iter()
+            .zip(row)
+            .map(|(f, &value)| f[value])
+            .collect();
+        let is_rate = |text: &&&str| text.parse::<f64>().is_ok();
+        let choices = texts[2..].iter().filter(|t| !t.is_empty() && !is_rate(t));
+        let (_, batch, seq) = MICRO;
+        Case {
+            name: format!("{}{:02}-{}-{}", self.prefix, number + 1, texts[0], texts[1]),
+            model: texts[0].to_string(),
+            layers: None,
+            precision: texts[1].parse().unwrap_or(Precision::F32),
+            batch,
+            seq,
+            choices: choices.map(|t| t.to_string()).collect(),
+            link: texts.iter().find(is_rate).and_then(|t| t.parse().ok()),
+            big: false,
+        }
+    }
+}
+
+/// All combinations: pairwise covering arrays over micro models of all families, and those over 1 GiB.
+pub fn cases() -> Vec<Case> {
+    TABLES.iter().flat_map(|t| t.cases()).chain(big()).collect()
 }
 
 /// A combination over 1 GiB.
