@@ -186,6 +186,7 @@ const TILES: [Tile; ROWS] = [
 /// # Safety
 /// As for [`multiply`].
 #[target_feature(enable = "avx512f")]
+#[allow(clippy::pointers_in_nomem_asm_block)] // its asm does nothing
 unsafe fn tile<const R: usize>(
     dst: Target<f32>,
     columns: usize,
