@@ -11,6 +11,7 @@ mod caching_allocator;
 mod caching_allocator_laws;
 mod checker;
 mod checker_order;
+mod claims;
 mod cli;
 mod compare;
 mod compare_cli;
