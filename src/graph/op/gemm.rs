@@ -379,8 +379,9 @@ pub(super) unsafe fn small(
     factor: f32,
     accumulate: bool,
 ) {
+    // One row or column: the crate's other paths waste nothing.
     #[cfg(target_arch = "x86_64")]
-    if wide::is_supported() {
+    if shape.0 > 1 && shape.1 > 1 && wide::is_supported() {
         // SAFETY: the caller's promise, and the machine has AVX-512.
         return unsafe { wide::multiply(dst, shape, a, b, (factor, accumulate)) };
     }

@@ -1,4 +1,4 @@
-//! A product on one thread with AVX-512: both operands packed into panels, 14 rows by 32 columns of sums in registers.
+//! A product on one thread with AVX-512: 14 rows by 32 columns of sums in registers, operands packed into panels where they are read often.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
