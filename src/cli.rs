@@ -10,6 +10,7 @@ mod job;
 mod list;
 mod plan;
 mod run;
+mod trial;
 mod validate;
 
 use std::io::{ErrorKind, Write};
@@ -47,6 +48,8 @@ enum Command {
     Plan(plan::Args),
     /// Train by a plan
     Run(Box<run::Args>),
+    /// Try several methods on your model and text, and take the cheapest that learns as well
+    Trial(Box<trial::Args>),
     /// Predict exactly this job with PyTorch
     Estimate(estimate::Args),
     /// Run a plan's programs and compare with what was predicted
@@ -107,6 +110,7 @@ fn run(cli: &Cli) -> Result<Answer> {
     match &cli.command {
         Command::Plan(args) => plan::plan(args),
         Command::Run(args) => run::run(args, cli.json),
+        Command::Trial(args) => trial::trial(args, cli.json),
         Command::Estimate(args) => estimate::estimate(args),
         Command::Validate(args) => validate::validate(args, cli.json),
         Command::Explain(args) => explain::explain(args),

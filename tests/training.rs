@@ -89,11 +89,39 @@ fn the_held_out_loss_of_tiny_falls_from_uniform_to_below_two_point_six() {
 }
 
 #[test]
+fn every_optimizer_trains_tiny() {
+    for (choice, rate) in [
+        ("adamw8bit", 3e-3),
+        ("lion", 5e-4),
+        ("adafactor", 1e-2),
+        ("galore:rank=16,gap=15", 1e-2),
+        ("galore:rank=16,gap=15,bits=8,projection=randomized", 1e-2),
+        ("microadam", 1e-3),
+    ] {
+        let options = Options {
+            rate,
+            ..options(40)
+        };
+        let plan = plan(Precision::F32, &[choice, "flash_attention"]);
+        let mut session = Session::open(plan, corpus(), options).unwrap();
+        let all = losses(&mut session, 40);
+        let mean = |part: &[f32]| part.iter().sum::<f32>() / part.len() as f32;
+        let (before, after) = (mean(&all[..3]), mean(&all[35..]));
+        println!("{choice}: {before} -> {after}");
+        assert!(after < before - 1.0, "{choice}: {before} -> {after}");
+        assert_eq!(session.mark(), session.predicted().peak, "{choice}");
+    }
+}
+
+#[test]
 fn a_resumed_run_continues_bit_by_bit() {
     for (precision, choices) in [
         (Precision::F32, &["offload:what=optimizer,to=disk"][..]),
         (Precision::Bf16, &["recompute", "accumulate:micro=2"]),
         (Precision::Fp16, &["clip"]),
+        (Precision::Bf16, &["adamw8bit", "accumulate:micro=2"]),
+        (Precision::F32, &["galore:rank=8,gap=3,bits=8"]),
+        (Precision::F32, &["microadam", "fused_update"]),
     ] {
         let folder = tempfile::tempdir().unwrap();
         let dir = folder.path().join("save");

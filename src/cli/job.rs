@@ -15,7 +15,7 @@ use memfit::spec::{catalog, device};
 const SEQ: u64 = 2048;
 
 /// The job, the device and the machine. What is not given comes from a plan, or is assumed.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub struct JobArgs {
     /// The device: a name, a size such as 24GB or 512MiB, or a device file
     #[arg(long, value_name = "DEVICE")]

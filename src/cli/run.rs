@@ -2,12 +2,10 @@
 
 mod adapted;
 mod link;
+mod steps;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use indicatif::ProgressBar;
 use memfit::error::{Error, Result};
 use memfit::machine::cpu::Settings;
 use memfit::machine::train::save::Saved;
@@ -20,16 +18,17 @@ use memfit::search::{self, Outcome};
 use memfit::show::run::Report;
 use memfit::show::{json, text};
 use memfit::spec::catalog;
-use signal_hook::consts::{SIGINT, SIGTERM};
+
+pub(super) use steps::train;
 
 use super::job::JobArgs;
-use super::{Answer, DONE, MISFIT, complain, files};
+use super::{Answer, DONE, MISFIT, files};
 
 /// Held-out sequences an evaluation reads at most.
 const EVALUATION_ROWS: u64 = 64;
 
 /// Arguments of `run`.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     /// A plan file, or the name of a worked plan; without, one is searched for
     pub plan: Option<String>,
@@ -104,9 +103,44 @@ pub enum Schedule {
 /// # Errors
 /// Where plan, text or weights are wrong, or a step fails; after an interruption, naming the last save.
 pub fn run(args: &Args, json: bool) -> Result<Answer> {
-    let (plan, text) = match plan(args)? {
+    let mut begun = match begin(args)? {
+        Begun::Session(begun) => begun,
+        Begun::Misfit(answer) => return Ok(*answer),
+    };
+    train(args, &mut begun.session, json)?;
+    let report = Report {
+        session: &begun.session,
+        calibrated: begun.planned.job.target.device.threads.is_some(),
+    };
+    Ok(Answer {
+        text: report.text(),
+        json: report.json(),
+        status: DONE,
+    })
+}
+
+/// A session, or the answer that nothing fits.
+pub(super) enum Begun {
+    /// Ready to train.
+    Session(Box<Ready>),
+    /// Nothing fits.
+    Misfit(Box<Answer>),
+}
+
+/// A session before its next step, and its plan as it is for the device.
+pub(super) struct Ready {
+    pub(super) session: Session,
+    pub(super) planned: Plan,
+}
+
+/// Plans, and takes the memory of the run.
+///
+/// # Errors
+/// As [`run`].
+pub(super) fn begin(args: &Args) -> Result<Begun> {
+    let (planned, text) = match plan(args)? {
         Chosen::Plan(plan, text) => (*plan, text),
-        Chosen::Misfit(answer) => return Ok(*answer),
+        Chosen::Misfit(answer) => return Ok(Begun::Misfit(answer)),
     };
     let cores = calibrate::cores();
     let threads = match args.threads {
@@ -119,23 +153,13 @@ pub fn run(args: &Args, json: bool) -> Result<Answer> {
             ));
         }
         Some(threads) => threads as u32,
-        None => estimate::threads_for(&plan, cores),
+        None => estimate::threads_for(&planned, cores),
     };
-    let calibrated = plan.job.target.device.threads.is_some();
-    let plan = estimate::on_cpu(&plan, threads);
+    let plan = estimate::on_cpu(&planned, threads);
     let corpus = corpus(args, &plan)?;
     let options = options(args, &plan, &text)?;
-    let mut session = Session::open(plan, corpus, options)?;
-    train(args, &mut session, json)?;
-    let report = Report {
-        session: &session,
-        calibrated,
-    };
-    Ok(Answer {
-        text: report.text(),
-        json: report.json(),
-        status: DONE,
-    })
+    let session = Session::open(plan, corpus, options)?;
+    Ok(Begun::Session(Box::new(Ready { session, planned })))
 }
 
 /// What to run, or the answer that nothing fits.
@@ -297,87 +321,6 @@ fn config(args: &Args, plan: &Plan) -> Result<String> {
         Err(_) if args.save.is_none() => Ok(String::new()),
         Err(error) => Err(Error::io(path, "read the config of the model from", error)),
     }
-}
-
-/// The steps, with evaluations and saves where asked.
-fn train(args: &Args, session: &mut Session, quiet: bool) -> Result<()> {
-    let stop = stop_flag();
-    let bar = bar(args.steps.saturating_sub(session.done()), quiet);
-    let evaluates = args.eval.is_some();
-    while session.done() < args.steps {
-        let stepped = session.step()?;
-        bar.inc(1);
-        let skipped = if stepped.skipped {
-            ", overflowed: skipped"
-        } else {
-            ""
-        };
-        say(
-            &bar,
-            quiet,
-            &format!(
-                "step {} loss {:.4} in {}{skipped}",
-                stepped.step, stepped.loss, stepped.seconds
-            ),
-        );
-        let last = stepped.step == args.steps;
-        let due = |every: Option<u64>| {
-            last || every.is_some_and(|n| n > 0 && stepped.step.is_multiple_of(n))
-        };
-        let stopped = stop.load(Ordering::Relaxed);
-        if evaluates && due(args.eval_every) && !stopped {
-            let loss = session.evaluate()?.unwrap_or(f32::NAN);
-            say(
-                &bar,
-                quiet,
-                &format!("step {} held-out loss {loss:.4}", stepped.step),
-            );
-        }
-        if let Some(dir) = args
-            .save
-            .as_deref()
-            .filter(|_| stopped || due(args.save_every))
-        {
-            session.save(dir)?;
-            say(
-                &bar,
-                quiet,
-                &format!("step {} saved to {}", stepped.step, dir.display()),
-            );
-        }
-        if stopped && !last {
-            return Err(Error::Interrupted {
-                saved: args.save.clone(),
-            });
-        }
-    }
-    bar.finish_and_clear();
-    Ok(())
-}
-
-fn say(bar: &ProgressBar, quiet: bool, line: &str) {
-    if !quiet {
-        bar.suspend(|| complain(&format!("{line}\n")));
-    }
-}
-
-fn bar(steps: u64, quiet: bool) -> ProgressBar {
-    if quiet {
-        ProgressBar::hidden()
-    } else {
-        ProgressBar::new(steps)
-    }
-}
-
-/// Becomes true at the first interrupt or termination; a second one ends the process at once.
-fn stop_flag() -> Arc<AtomicBool> {
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        // Without a handler the signal ends the process; the last save stands either way.
-        let _ = signal_hook::flag::register_conditional_shutdown(signal, 2, stop.clone());
-        let _ = signal_hook::flag::register(signal, stop.clone());
-    }
-    stop
 }
 
 impl From<Schedule> for session::Schedule {

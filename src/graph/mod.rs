@@ -95,6 +95,8 @@ pub enum When {
     },
     /// Before the first step.
     Start,
+    /// When asked for: optimizer states to their first values.
+    Restart,
     /// When asked for: held-out loss.
     Evaluate,
     /// When asked for: persistent storages out to files.

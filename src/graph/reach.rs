@@ -1,6 +1,6 @@
 //! Bringing values to where they are used: a node whose stream cannot touch an input's place gets a copy that it can.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::op::transfer::{MOVE, Move, SETTLE, Settle};
@@ -10,14 +10,16 @@ use crate::error::Result;
 use crate::spec::job::Place;
 
 /// Inserts the fetches and write-backs that `step` needs: inputs that lie elsewhere are fetched `lead` blocks ahead,
-/// once per block; what is overwritten is written back at once.
+/// once per block; what is overwritten is written back at once where it is kept or read again.
 ///
 /// # Errors
 /// Where a move cannot be typed.
 pub fn bring(step: &mut Step, lead: usize) -> Result<()> {
     let units = units(step);
+    let read = step.nodes.iter().flat_map(|n| n.inputs.clone()).collect();
     let mut bringer = Bringer {
         step,
+        read,
         lead,
         units,
         fetched: BTreeMap::new(),
@@ -114,6 +116,8 @@ struct Bringer<'a> {
     step: &'a mut Step,
     lead: usize,
     units: Vec<usize>,
+    /// Values that some node reads.
+    read: BTreeSet<TensorId>,
     /// The copy of a value for a unit and side.
     fetched: BTreeMap<(TensorId, usize, bool), TensorId>,
     /// The last node that wrote each storage, which a fetch must follow.
@@ -182,7 +186,7 @@ impl Bringer<'_> {
         Ok(copy)
     }
 
-    /// Output `output` of `node` overwrites `copy` now; a move brings it home over `value`.
+    /// Output `output` of `node` overwrites `copy` now; a move brings it home over `value`, unless nobody looks there again.
     fn write_back(
         &mut self,
         index: usize,
@@ -198,6 +202,9 @@ impl Bringer<'_> {
         let changed = TensorId(self.step.tensors.len() as u32 - 1);
         node.outputs[output] = changed;
         self.made.insert(self.step.tensor(value).storage.0, index);
+        if !self.step.storage_of(value).shared && !self.read.contains(&made) {
+            return Ok(());
+        }
         let (from, to) = (
             self.step.storage_of(changed).place,
             self.step.storage_of(value).place,

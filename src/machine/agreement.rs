@@ -4,6 +4,7 @@ mod array;
 mod bench;
 mod cases;
 mod overlap;
+mod rules;
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -57,6 +57,7 @@ impl Estimate {
 pub fn all(plan: &Plan) -> Result<Vec<Program>> {
     let mut set = plan.steps()?;
     set.steps.extend(Plan::transfers(&set.shared())?);
+    set.steps.extend(plan.restart(&set.shared())?);
     programs(set, plan.job.target.backend)
 }
 
@@ -138,7 +139,7 @@ pub fn per_step(when: When, period: Option<u32>) -> f64 {
         When::Every(n) => 1.0 / f64::from(n),
         When::First => 1.0,
         When::Micro { times } => f64::from(times),
-        When::Start | When::Evaluate | When::Save => 0.0,
+        When::Start | When::Restart | When::Evaluate | When::Save => 0.0,
     }
 }
 

@@ -13,6 +13,7 @@ pub mod pytorch;
 pub mod sim;
 pub mod timeline;
 pub mod train;
+pub mod trial;
 pub mod validate;
 
 use crate::error::Result;

@@ -125,8 +125,8 @@ pub fn validate(
 
 /// Whether a validation runs a program of a set.
 fn runs(when: crate::graph::When) -> bool {
-    use crate::graph::When::{Evaluate, Save};
-    !matches!(when, Evaluate | Save)
+    use crate::graph::When::{Evaluate, Restart, Save};
+    !matches!(when, Evaluate | Restart | Save)
 }
 
 /// The largest part of the plan that this machine can run, and what was left out.

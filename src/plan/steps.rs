@@ -15,7 +15,7 @@ use crate::graph::reach;
 use crate::graph::tensor::{DType, Role, Storage, StorageId, TensorId, Type};
 use crate::graph::{Node, Phase, Spot, Step, StepSet, When};
 use crate::spec::job::{Place, Precision};
-use crate::technique::{Derivative, Draft, Update};
+use crate::technique::{Args, Derivative, Draft, Policy, Trained, Update};
 use transfer::transfer;
 
 /// Name of the guard outside: what gradients are multiplied by, whether they are finite, their norm.
@@ -46,6 +46,39 @@ impl Plan {
             reach::settle(step, set.lag);
         }
         Ok(set)
+    }
+
+    /// What decides between its steps, where anything does.
+    ///
+    /// # Errors
+    /// Where a choice cannot be applied.
+    pub fn policy(&self, seed: u64) -> Result<Option<Box<dyn Policy>>> {
+        let rule = self.rule();
+        let trained = self.built(&self.draft()?, true, |c| c.technique != rule.technique)?;
+        rule.behind()?
+            .policy(&Trained::of(&trained), seed, &rule.args)
+    }
+
+    /// The same plan with other arguments of its update rule.
+    pub fn rechosen(&self, args: Args) -> Plan {
+        let mut plan = self.clone();
+        for choice in plan.choices.iter_mut().filter(|c| c.is_rule()) {
+            choice.args = args.clone();
+        }
+        plan
+    }
+
+    /// The step that puts optimizer states back to their first values, of plans that something decides about between steps.
+    ///
+    /// # Errors
+    /// Where a move cannot be typed.
+    pub fn restart(&self, shared: &[Storage]) -> Result<Option<(When, Step)>> {
+        if self.policy(0)?.is_none() {
+            return Ok(None);
+        }
+        let states = shared.iter().filter(|s| s.role == Role::OptimizerState);
+        let states: Vec<Storage> = states.cloned().collect();
+        Ok(Some((When::Restart, transfer(&states, true)?)))
     }
 
     /// Its update rule.
@@ -104,6 +137,16 @@ impl Plan {
     }
 
     fn forward(&self, draft: &Draft, training: bool) -> Result<Forward> {
+        self.built(draft, training, |_| true)
+    }
+
+    /// The forward pass with those choices applied for which `applies`.
+    fn built(
+        &self,
+        draft: &Draft,
+        training: bool,
+        applies: impl Fn(&Choice) -> bool,
+    ) -> Result<Forward> {
         let dtype = match draft.precision {
             Precision::F32 => DType::F32,
             Precision::Bf16 => DType::Bf16,
@@ -117,7 +160,7 @@ impl Plan {
             training,
         };
         let mut forward = build::forward(&self.job.model, options)?;
-        for choice in &self.choices {
+        for choice in self.choices.iter().filter(|c| applies(c)) {
             choice
                 .behind()?
                 .forward(&mut forward, &choice.sites()?, draft, &choice.args)?;

@@ -1,10 +1,13 @@
 //! Which plan: candidates over the whole range of memory, and the fastest of those that fit.
 
 pub mod baselines;
+pub mod families;
 pub mod greedy;
 mod price;
 
 use std::time::Instant;
+
+use families::Family;
 
 use crate::error::Result;
 use crate::machine::estimate::{self, Estimate};
@@ -26,6 +29,13 @@ pub struct Candidate {
 }
 
 impl Candidate {
+    /// The lossy method it is a plan of, where it is one.
+    pub fn family(&self) -> Option<&'static Family> {
+        let own =
+            |f: &&Family| self.name == f.name || self.name.starts_with(&format!("{} + ", f.name));
+        families::FAMILIES.iter().find(own)
+    }
+
     /// Whether it stays within `budget`.
     pub fn fits(&self, budget: &Budget) -> bool {
         budget.passed(&self.estimate.peak).is_none()
@@ -100,7 +110,9 @@ pub fn search(request: &Request) -> Result<Answer> {
     let mut order: Vec<&Candidate> = considered.iter().collect();
     // Equal times go to the plan that takes less, then to the earlier one.
     let taken = |c: &Candidate| c.estimate.peak.host + c.estimate.peak.pinned;
-    order.sort_by_key(|c| (c.estimate.step.0.to_bits(), c.estimate.peak.gpu, taken(c)));
+    let price = |c: &Candidate| (c.estimate.step.0.to_bits(), c.estimate.peak.gpu, taken(c));
+    // What changes results is taken only where nothing else fits.
+    order.sort_by_key(|c| (c.family().is_some(), price(c)));
     let mut best = None;
     for candidate in order.into_iter().filter(|c| c.may_fit(&budget)) {
         let proved = Candidate {

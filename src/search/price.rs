@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::{Candidate, Proposal, baselines, greedy};
+use super::{Candidate, Proposal, baselines, families, greedy};
 use crate::error::Result;
 use crate::machine::estimate::{self, Estimate};
 use crate::plan::{Choice, Plan, Request};
@@ -81,6 +81,11 @@ fn proposals(request: &Request) -> Vec<Proposal> {
     baselines::all(request)
         .into_iter()
         .chain(greedy::more(request))
+        .chain(
+            families::all(request)
+                .into_iter()
+                .map(|(_, proposal)| proposal),
+        )
         .collect()
 }
 

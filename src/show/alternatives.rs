@@ -37,6 +37,7 @@ pub fn rows<'a>(answer: &'a Answer, request: &Request) -> Vec<&'a Candidate> {
         .collect();
     let (mut rows, mut others): (Vec<&Candidate>, Vec<&Candidate>) = considered(answer)
         .into_iter()
+        .filter(|c| c.family().is_none() || c.name == chosen(answer).name)
         .partition(|c| known.contains(&c.name));
     let mut seen = BTreeSet::new();
     rows.retain(|c| seen.insert(price(c)));
@@ -108,7 +109,63 @@ pub fn table(answer: &Answer, request: &Request) -> String {
             "> was lowered and checked whole; the others' numbers are continued from fewer layers\n"
         }
     };
-    table.render() + note
+    table.render() + note + &lossy(answer)
+}
+
+/// Of each lossy method the fastest plan that fits, or else the smallest, with what is known of its quality.
+fn families(answer: &Answer) -> Vec<&Candidate> {
+    let plans = considered(answer)
+        .into_iter()
+        .filter(|c| c.family().is_some());
+    let mut best: Vec<&Candidate> = Vec::new();
+    for plan in plans {
+        let rank = |c: &Candidate| match c.fits(&answer.budget) {
+            true => (0, price(c)),
+            false => (
+                1,
+                (c.estimate.peak.gpu.0, Bytes::ZERO, Bytes::ZERO, Bytes::ZERO),
+            ),
+        };
+        match best.iter_mut().find(|c| c.family() == plan.family()) {
+            Some(other) if rank(plan) < rank(other) => *other = plan,
+            Some(_) => {}
+            None => best.push(plan),
+        }
+    }
+    best
+}
+
+/// The table of lossy methods, where they were asked for.
+fn lossy(answer: &Answer) -> String {
+    use Column::{Left, Right, Wrapped};
+    let plans = families(answer);
+    if plans.is_empty() {
+        return String::new();
+    }
+    let heads = [
+        "lossy method",
+        "device",
+        "step",
+        "fits",
+        "what is known of its quality",
+    ];
+    let mut table = Table::new(&[Left, Right, Right, Left, Wrapped]).heads(&heads);
+    for plan in plans {
+        table.row(vec![
+            plan.name.clone(),
+            plan.estimate.peak.gpu.to_string(),
+            plan.estimate.step.to_string(),
+            if plan.fits(&answer.budget) {
+                "yes"
+            } else {
+                "no"
+            }
+            .to_string(),
+            plan.family()
+                .map_or(String::new(), |f| f.quality.to_string()),
+        ]);
+    }
+    format!("\n{}", table.render())
 }
 
 fn row(mark: &str, candidate: &Candidate, budget: &Budget) -> Vec<String> {
@@ -135,6 +192,8 @@ pub fn json(answer: &Answer) -> Value {
             "name": c.name,
             "fits": c.fits(&answer.budget),
             "exact": c.exact,
+            "family": c.family().map(|f| f.name),
+            "quality": c.family().map(|f| f.quality),
             "chosen": c.name == chosen(answer).name,
             "peak": places_json(&c.estimate.peak),
             "step_seconds": c.estimate.step,

@@ -49,6 +49,7 @@ pub fn when_name(when: When) -> String {
         When::First => "first micro-batch".into(),
         When::Micro { times } => format!("middle micro-batch (x{times})"),
         When::Start => "loading".into(),
+        When::Restart => "restart of states".into(),
         When::Evaluate => "evaluation".into(),
         When::Save => "saving".into(),
     }

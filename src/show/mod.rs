@@ -14,6 +14,7 @@ pub mod pytorch;
 pub mod run;
 pub mod table;
 pub mod text;
+pub mod trial;
 pub mod validation;
 
 /// Columns of the widest line.

@@ -1,9 +1,12 @@
 //! What may change: each technique in a file of its own, all in one list.
 
 mod accumulate;
+mod adafactor;
 mod adamw;
+mod adamw8bit;
 mod adapter;
 mod args;
+mod blockllm;
 mod chunked_loss;
 mod clip;
 mod compress_activations;
@@ -13,12 +16,16 @@ mod flash_attention;
 mod forward_gradient;
 mod frozen;
 mod fused_update;
+mod galore;
 mod int8_weights;
+mod lion;
 mod lora;
+mod microadam;
 mod mixed_precision;
 mod nf4_weights;
 mod offload;
 mod pattern;
+mod policy;
 mod prefix_tuning;
 mod prompt_tuning;
 mod recipe;
@@ -34,12 +41,13 @@ mod zo_sign;
 
 pub use args::Args;
 pub use pattern::Pattern;
+pub use policy::{Next, Policy, SCALARS, Seen};
 pub use recipe::{RECIPES, Recipe, recipe};
 pub use update::Update;
 
 use crate::error::{Error, Result};
 use crate::graph::build::Forward;
-use crate::graph::tensor::DType;
+use crate::graph::tensor::{DType, Name};
 use crate::graph::{Step, StepSet};
 use crate::spec::job::{Exactness, Precision};
 use crate::spec::model::Family;
@@ -50,6 +58,11 @@ pub const TECHNIQUES: &[&dyn Technique] = &[
     &accumulate::Accumulate,
     &sgd::Sgd,
     &adamw::AdamW,
+    &adamw8bit::AdamW8Bit,
+    &lion::Lion,
+    &adafactor::Adafactor,
+    &galore::GaLore,
+    &microadam::MicroAdam,
     &clip::Clip,
     &lora::Lora,
     &adapter::Adapter,
@@ -60,6 +73,7 @@ pub const TECHNIQUES: &[&dyn Technique] = &[
     &flash_attention::FlashAttention,
     &chunked_loss::ChunkedLoss,
     &fused_update::FusedUpdate,
+    &blockllm::BlockLlm,
     &zo_sgd::ZoSgd,
     &zo_sign::ZoSign,
     &zo_momentum::ZoMomentum,
@@ -95,6 +109,26 @@ impl Card {
     /// Whether it says how parameters are updated: a plan has exactly one that does.
     pub fn is_rule(&self) -> bool {
         matches!(self.site, Site::Update | Site::Step)
+    }
+}
+
+/// A parameter that is trained.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trained {
+    /// Its name.
+    pub name: Name,
+    /// Its number of elements.
+    pub elements: u64,
+}
+
+impl Trained {
+    /// Those of a forward pass.
+    pub fn of(forward: &Forward) -> Vec<Trained> {
+        let trained = |&id| Trained {
+            name: forward.step.storage_of(id).name.clone(),
+            elements: forward.step.type_of(id).elements(),
+        };
+        forward.parameters.iter().map(trained).collect()
     }
 }
 
@@ -220,6 +254,19 @@ pub trait Technique: Sync {
     /// # Errors
     /// Where an argument is wrong.
     fn period(&self, _args: &Args) -> Result<Option<u32>> {
+        Ok(None)
+    }
+
+    /// What decides between steps, where anything does: over the parameters that would be trained without it.
+    ///
+    /// # Errors
+    /// Where an argument is wrong.
+    fn policy(
+        &self,
+        _trained: &[Trained],
+        _seed: u64,
+        _args: &Args,
+    ) -> Result<Option<Box<dyn Policy>>> {
         Ok(None)
     }
 

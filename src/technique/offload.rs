@@ -155,6 +155,12 @@ fn update_on_host(step: &mut Step, sites: &Pattern) {
             && node.op.name() != "clip_scale";
         if updates && node.op.name() != MOVE && sites.matches(&node.origin) {
             node.stream = Stream::HostCompute;
+            for &made in &node.outputs {
+                let storage = &mut step.storages[step.tensors[made.0 as usize].storage.0 as usize];
+                if storage.role == Role::Temporary {
+                    storage.place = Place::Pinned;
+                }
+            }
         }
     }
 }

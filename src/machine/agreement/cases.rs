@@ -2,7 +2,7 @@
 
 mod adapted;
 
-use super::array;
+use super::{array, rules};
 use crate::error::Result;
 use crate::machine::cpu::Settings;
 use crate::machine::estimate::threads_for;
@@ -54,11 +54,11 @@ pub struct Case {
 
 /// Combinations that are covered pairwise: the values of each factor, the first of most of them "nothing", and beginnings of texts
 /// that exclude each other; one that ends in `$` is a whole text. The first two factors are family and precision.
-struct Table {
+pub(super) struct Table {
     /// What its cases' names begin with.
-    prefix: &'static str,
-    factors: &'static [&'static [&'static str]],
-    excluded: &'static [(&'static str, &'static str)],
+    pub(super) prefix: &'static str,
+    pub(super) factors: &'static [&'static [&'static str]],
+    pub(super) excluded: &'static [(&'static str, &'static str)],
 }
 
 /// Techniques of full training, and where its bytes go.
@@ -134,6 +134,7 @@ const ESTIMATED: Table = Table {
             "zo_adam:q=2",
             "zo_adam:master=yes",
             "forward_gradient",
+            "blockllm:sparsity=0.8,adapt=no",
         ],
         &["", "flash_attention"],
         &["", "chunked_loss:rows=16"],
@@ -185,7 +186,7 @@ const HELD: Table = Table {
 };
 
 /// All tables, in order.
-const TABLES: [&Table; 4] = [&FULL, &ESTIMATED, &HELD, &adapted::ADAPTED];
+const TABLES: [&Table; 5] = [&FULL, &ESTIMATED, &HELD, &rules::TABLE, &adapted::ADAPTED];
 
 impl Table {
     fn allowed(&self, a: (usize, usize), b: (usize, usize)) -> bool {
@@ -342,10 +343,16 @@ impl Case {
     pub fn base(&self, device: &Device) -> Result<(Plan, Exactness)> {
         let mut kept = Vec::new();
         let mut class = Exactness::Bitwise;
+        // What is computed again is not held in fewer bits: beside compression it changes results.
+        let compressed = self
+            .choices
+            .iter()
+            .any(|c| c.starts_with("compress_activations"));
         for text in &self.choices {
             let choice = Choice::parse(text)?;
             match choice.behind()?.card().exactness {
                 Exactness::Lossy => kept.push(choice),
+                _ if compressed && choice.technique == "recompute" => kept.push(choice),
                 other => class = class.max(other),
             }
         }

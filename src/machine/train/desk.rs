@@ -14,6 +14,7 @@ use crate::graph::op::{Element, Port};
 use crate::graph::tensor::{DType, Derivation, First, Name, Type};
 use crate::plan::steps::GUARD;
 use crate::spec::model::ModelSpec;
+use crate::technique::SCALARS;
 use crate::with_float;
 
 /// What the next program will read, and what the last one wrote.
@@ -23,6 +24,7 @@ struct Tray {
     scale: [f32; 2],
     loss: f32,
     guard: Option<[f32; 3]>,
+    scalars: BTreeMap<String, f32>,
     save: Option<Save>,
 }
 
@@ -82,6 +84,19 @@ impl Desk {
     /// Takes the last guard written: (coefficient, finite, norm).
     pub fn take_guard(&self) -> Option<[f32; 3]> {
         self.tray().guard.take()
+    }
+
+    /// Takes the scalars written since the last call, by name.
+    pub fn take_scalars(&self) -> BTreeMap<String, f32> {
+        std::mem::take(&mut self.tray().scalars)
+    }
+
+    /// The persistent storages are these from now on.
+    pub fn know(&mut self, storages: &[Kept]) {
+        let named = storages
+            .iter()
+            .map(|kept| (kept.name.clone(), kept.clone()));
+        self.storages = named.collect();
     }
 
     /// Sends what the save program writes to `save`.
@@ -178,6 +193,10 @@ impl Port for Desk {
         match name {
             LOSS => tray.loss += bytemuck::pod_read_unaligned::<f32>(from),
             GUARD => tray.guard = Some(bytemuck::pod_read_unaligned(from)),
+            _ if name.starts_with(SCALARS) => {
+                let value = bytemuck::pod_read_unaligned(from);
+                tray.scalars.insert(name.to_string(), value);
+            }
             _ => {
                 let save = tray.save.as_ref();
                 let next = "report this run";

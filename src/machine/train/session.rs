@@ -1,5 +1,7 @@
 //! A training run of a plan on this machine's cores, predicted and measured side by side.
 
+mod decisions;
+
 use std::path::{Path, PathBuf};
 
 use super::adapter;
@@ -19,6 +21,7 @@ use crate::program::check::check;
 use crate::program::{Program, height, updating};
 use crate::spec::job::PerPlace;
 use crate::spec::units::{Bytes, Seconds};
+use crate::technique::Policy;
 
 /// How the learning rate moves after the warm-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,6 +96,7 @@ pub struct Session {
     seconds: Vec<f64>,
     /// The timelines of the last step.
     timelines: Vec<(When, Timeline)>,
+    policy: Option<Box<dyn Policy>>,
 }
 
 impl Session {
@@ -109,7 +113,7 @@ impl Session {
         let storages = storages(&programs);
         let predicted = estimate::summarize(&plan, &programs)?;
         let (origin, mut progress) = origin(&plan, &options, &storages)?;
-        progress.settings = options.settings.clone();
+        let saved = std::mem::replace(&mut progress.settings, options.settings.clone());
         let settings = Settings {
             seed: progress.seed,
             ..options.machine
@@ -135,7 +139,9 @@ impl Session {
             before,
             seconds,
             timelines,
+            policy: None,
         };
+        session.begin_policy(&saved)?;
         session.run(When::Start, 0)?;
         session.desk.settle();
         Ok(session)
@@ -234,6 +240,7 @@ impl Session {
         self.progress.step = step;
         self.progress.tokens_seen += batch * seq;
         self.progress.losses.push(loss);
+        self.decide(step, loss)?;
         Ok(Stepped {
             step,
             loss,
@@ -302,6 +309,7 @@ impl Session {
     /// # Errors
     /// Where the folder cannot be written.
     pub fn save(&mut self, dir: &Path) -> Result<()> {
+        self.keep_policy();
         let saved = self.storages.iter().filter(|k| !k.first.is_frozen());
         let types: Vec<_> = saved.map(|k| (k.name.clone(), k.at.clone())).collect();
         let model = &self.plan.job.model;

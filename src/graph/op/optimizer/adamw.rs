@@ -1,9 +1,9 @@
 //! AdamW.
 
-use super::update::{Layout, Rule};
+use super::update::{Layout, Part, Rule, STATES, State};
 use crate::error::Result;
 use crate::graph::op::simd::vectorized;
-use crate::graph::op::{Io, Op, Output, Work, traffic};
+use crate::graph::op::{Io, Op, Output, Scalars, Work, traffic};
 use crate::graph::tensor::Type;
 
 /// AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101), in PyTorch's form, with the rate and count of the step.
@@ -27,10 +27,11 @@ pub struct AdamW {
 }
 
 impl AdamW {
-    fn layout(&self) -> Layout {
+    fn layout(&self) -> Layout<'static> {
         Layout {
+            parameter: true,
             master: self.master,
-            states: 2,
+            states: &[State::F32; 2],
             guard: self.guard,
         }
     }
@@ -51,35 +52,66 @@ impl Op for AdamW {
         }
     }
     fn cpu(&self, io: &mut Io) -> Result<()> {
-        let (step, rate) = (io.scalars.step as f64, f64::from(io.scalars.rate));
-        let correction = |beta: f64| 1.0 - beta.powf(step);
-        let rule = Moments {
-            keep: (1.0 - rate * self.decay) as f32,
-            mean: (1.0 - self.beta1) as f32,
-            beta2: self.beta2 as f32,
-            square: (1.0 - self.beta2) as f32,
-            root: (1.0 / correction(self.beta2).sqrt()) as f32,
-            eps: self.eps as f32,
-            rate: (rate / correction(self.beta1)) as f32,
-        };
+        let (betas, decay) = ((self.beta1, self.beta2), self.decay);
+        let rule = Moments::of(betas, self.eps, decay, &io.scalars);
         self.layout().run(self.name(), io, &rule)
     }
 }
 
 /// The constants of one step.
-struct Moments {
-    keep: f32,
-    mean: f32,
-    beta2: f32,
-    square: f32,
-    root: f32,
-    eps: f32,
-    rate: f32,
+pub(super) struct Moments {
+    /// What remains of the weight.
+    pub(super) keep: f32,
+    /// Share of the gradient in the mean.
+    pub(super) mean: f32,
+    /// What remains of the mean square.
+    pub(super) beta2: f32,
+    /// Share of the gradient's square in it.
+    pub(super) square: f32,
+    /// What its root is multiplied by.
+    pub(super) root: f32,
+    /// What is added to that.
+    pub(super) eps: f32,
+    /// What the ratio is multiplied by.
+    pub(super) rate: f32,
+}
+
+impl Moments {
+    /// Of betas, eps and weight decay, at the rate and count of the step.
+    pub(super) fn of(
+        (beta1, beta2): (f64, f64),
+        eps: f64,
+        decay: f64,
+        scalars: &Scalars,
+    ) -> Moments {
+        let (step, rate) = (scalars.step as f64, f64::from(scalars.rate));
+        let correction = |beta: f64| 1.0 - beta.powf(step);
+        Moments {
+            keep: (1.0 - rate * decay) as f32,
+            mean: (1.0 - beta1) as f32,
+            beta2: beta2 as f32,
+            square: (1.0 - beta2) as f32,
+            root: (1.0 / correction(beta2).sqrt()) as f32,
+            eps: eps as f32,
+            rate: (rate / correction(beta1)) as f32,
+        }
+    }
+
+    /// New weights and moments.
+    pub(super) fn step(&self, gradient: &[f32], weight: &mut [f32], m: &mut [f32], v: &mut [f32]) {
+        step(self, gradient, weight, m, v);
+    }
 }
 
 impl Rule for Moments {
-    fn apply(&self, gradient: &[f32], weight: &mut [f32], [m, v]: [&mut [f32]; 2]) {
-        step(self, gradient, weight, m, v);
+    fn apply(
+        &self,
+        _: usize,
+        gradient: &[f32],
+        weight: &mut [f32],
+        [m, v, ..]: &mut [Part<'_>; STATES],
+    ) {
+        self.step(gradient, weight, m.of(), v.of());
     }
 }
 

@@ -1,6 +1,6 @@
 //! Stochastic gradient descent.
 
-use super::update::{Layout, Rule};
+use super::update::{Layout, Part, Rule, STATES, State};
 use crate::error::Result;
 use crate::graph::op::simd::vectorized;
 use crate::graph::op::{Io, Op, Output, Work, traffic};
@@ -26,10 +26,15 @@ pub struct Sgd {
 }
 
 impl Sgd {
-    fn layout(&self) -> Layout {
+    fn layout(&self) -> Layout<'static> {
         Layout {
+            parameter: true,
             master: self.master,
-            states: usize::from(self.momentum != 0.0),
+            states: if self.momentum == 0.0 {
+                &[]
+            } else {
+                &[State::F32]
+            },
             guard: self.guard,
         }
     }
@@ -70,7 +75,14 @@ struct Momentum {
 }
 
 impl Rule for Momentum {
-    fn apply(&self, gradient: &[f32], weight: &mut [f32], [buffer, _]: [&mut [f32]; 2]) {
+    fn apply(
+        &self,
+        _: usize,
+        gradient: &[f32],
+        weight: &mut [f32],
+        [buffer, ..]: &mut [Part<'_>; STATES],
+    ) {
+        let buffer = buffer.of();
         match buffer.is_empty() {
             true => descend(self, gradient, weight),
             false => roll(self, gradient, weight, buffer),

@@ -1,8 +1,12 @@
 //! The walk over one parameter's elements that all optimizers share.
 
+use std::ops::Range;
+
+use bytemuck::Pod;
+
 use crate::error::Result;
 use crate::graph::op::simd;
-use crate::graph::op::{Element, Io, Output, expect, expect_inputs};
+use crate::graph::op::{Element, Io, Output, View, ViewMut, expect, expect_inputs};
 use crate::graph::tensor::{DType, Type};
 use crate::with_float;
 
@@ -10,77 +14,217 @@ use crate::with_float;
 const CHUNK: usize = 16_384;
 const BLOCK: usize = 512;
 
-/// What inputs an update has beside gradient and parameter, and what it overwrites.
+/// Most states an update has.
+pub(super) const STATES: usize = 4;
+
+/// A state beside a parameter.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Layout {
-    /// Whether input 2 is the parameter in f32.
+pub(super) struct State {
+    /// Its number format.
+    pub(super) dtype: DType,
+    /// Elements of the parameter that share one entry; divides `BLOCK`.
+    pub(super) per: u64,
+}
+
+impl State {
+    /// One f32 for each element.
+    pub(super) const F32: State = State {
+        dtype: DType::F32,
+        per: 1,
+    };
+
+    /// Its type beside a parameter: the same shape, or a row of what is shared.
+    pub(super) fn at(self, parameter: &Type) -> Type {
+        match self.per {
+            1 => parameter.with(self.dtype),
+            per => Type::new(&[parameter.elements().div_ceil(per)], self.dtype),
+        }
+    }
+}
+
+/// What inputs an update has, and what it overwrites.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Layout<'a> {
+    /// Whether gradient and parameter are inputs 0 and 1; else input 0 is a gradient, and its step takes its place.
+    pub(super) parameter: bool,
+    /// Whether the next input is the parameter in f32.
     pub(super) master: bool,
-    /// F32 states that follow.
-    pub(super) states: usize,
+    /// States that follow.
+    pub(super) states: &'a [State],
     /// Whether the last input is a guard.
     pub(super) guard: bool,
 }
 
 /// One optimizer's arithmetic.
 pub(super) trait Rule: Sync {
-    /// New weights and states from a gradient; `states` are empty where the optimizer has none.
-    fn apply(&self, gradient: &[f32], weight: &mut [f32], states: [&mut [f32]; 2]);
+    /// New weights and states from a gradient, of elements `at..`; states are empty where the optimizer has none.
+    fn apply(
+        &self,
+        at: usize,
+        gradient: &[f32],
+        weight: &mut [f32],
+        states: &mut [Part<'_>; STATES],
+    );
 }
 
-impl Layout {
+impl Layout<'_> {
     /// The outputs: parameter, master and states, each overwritten.
     pub(super) fn outputs(self, op: &'static str, inputs: &[Type]) -> Result<Vec<Output>> {
-        let kept = usize::from(self.master) + self.states;
-        expect_inputs(op, inputs, 2 + kept + usize::from(self.guard))?;
-        let wide = inputs[1].with(DType::F32);
-        let fits =
-            inputs[0].shape == wide.shape && inputs[2..2 + kept].iter().all(|state| *state == wide);
+        let first = usize::from(self.parameter);
+        let kept = usize::from(self.master) + self.states.len();
+        expect_inputs(op, inputs, first + 1 + kept + usize::from(self.guard))?;
+        let at = &inputs[first];
+        let master = self.master.then_some(State::F32);
+        let wanted = master.iter().chain(self.states);
+        let fits = inputs[0].shape == at.shape
+            && wanted
+                .zip(&inputs[first + 1..])
+                .all(|(state, found)| state.at(at) == *found);
         expect(op, fits, || {
-            format!("gradient, parameter and F32 states of one shape; got {inputs:?}")
+            format!("gradient, parameter and states of its shape; got {inputs:?}")
         })?;
-        let guard = Type::new(&[3], DType::F32);
-        let guarded = !self.guard || inputs.last() == Some(&guard);
-        expect(op, guarded, || {
-            format!("a guard {guard} last; got {inputs:?}")
-        })?;
-        Ok((1..2 + kept).map(|of| Output::Overwrite { of }).collect())
+        expect_guard(op, self.guard, inputs)?;
+        Ok((first..=first + kept)
+            .map(|of| Output::Overwrite { of })
+            .collect())
     }
 
     /// Applies `rule` to the whole parameter, unless the guard says that the gradients are not finite.
     pub(super) fn run(self, op: &'static str, io: &mut Io, rule: &impl Rule) -> Result<()> {
-        let coefficient = match (self.guard, io.inputs.last()) {
-            (true, Some(guard)) => match guard.of::<f32>() {
-                [_, 0.0, ..] => return Ok(()),
-                guard => guard[0],
-            },
-            _ => 1.0,
-        };
-        let gradient = io.inputs[0];
-        let Some((parameter, states)) = io.outputs.split_first_mut() else {
+        let Some(coefficient) = coefficient(self.guard, io) else {
             return Ok(());
         };
-        let mut states = states.iter_mut().map(|s| s.of::<f32>());
-        let master = if self.master { states.next() } else { None };
-        let states = [master, states.next(), states.next()].map(Option::unwrap_or_default);
-        with_float!(op, gradient.at.dtype, G => with_float!(op, parameter.at.dtype, P => {
-            let cells = Cells { gradient: gradient.of::<G>(), parameter: parameter.of::<P>(), states };
-            cells.update(coefficient, rule);
-            Ok(())
-        }))
+        let gradient = io.inputs[0];
+        let mut outputs = io.outputs.iter_mut();
+        let Some(parameter) = outputs.next() else {
+            return Ok(());
+        };
+        let master = match self.master {
+            true => outputs.next().map(ViewMut::of),
+            false => None,
+        };
+        let mut parts = self.states.iter().zip(outputs);
+        let states = std::array::from_fn(|_| {
+            let next = parts.next();
+            next.map_or_else(Part::default, |(state, view)| Part::new(view, *state))
+        });
+        let master = master.unwrap_or_default();
+        walk(op, coefficient, gradient, parameter, master, states, rule)
+    }
+}
+
+/// Fails unless the last input is a guard where there must be one.
+pub(super) fn expect_guard(op: &'static str, guard: bool, inputs: &[Type]) -> Result<()> {
+    let at = Type::new(&[3], DType::F32);
+    expect(op, !guard || inputs.last() == Some(&at), || {
+        format!("a guard {at} last; got {inputs:?}")
+    })
+}
+
+/// What the guard multiplies gradients by, 1 without one; nothing where it says that they are not finite.
+pub(super) fn coefficient(guard: bool, io: &Io) -> Option<f32> {
+    match (guard, io.inputs.last()) {
+        (true, Some(guard)) => match guard.of::<f32>() {
+            [_, 0.0, ..] => None,
+            guard => Some(guard[0]),
+        },
+        _ => Some(1.0),
+    }
+}
+
+/// Applies `rule` to a parameter, or to a gradient in its own place where `gradient` is empty.
+pub(super) fn walk(
+    op: &'static str,
+    coefficient: f32,
+    gradient: View,
+    parameter: &mut ViewMut,
+    master: &mut [f32],
+    states: [Part; STATES],
+    rule: &impl Rule,
+) -> Result<()> {
+    with_float!(op, gradient.at.dtype, G => with_float!(op, parameter.at.dtype, P => {
+        let cells = Cells {
+            at: 0,
+            gradient: gradient.of::<G>(),
+            parameter: parameter.of::<P>(),
+            master,
+            states,
+        };
+        cells.update(coefficient, rule);
+        Ok(())
+    }))
+}
+
+/// The entries of a state that belong to a range of elements; none where there is no state.
+#[derive(Debug)]
+pub(super) struct Part<'a> {
+    bytes: &'a mut [u8],
+    /// Bytes of an entry, and elements that share one.
+    entry: usize,
+    per: usize,
+}
+
+impl Default for Part<'_> {
+    fn default() -> Self {
+        Part {
+            bytes: &mut [],
+            entry: 1,
+            per: 1,
+        }
+    }
+}
+
+impl<'a> Part<'a> {
+    /// A whole state.
+    pub(super) fn new(view: &'a mut ViewMut, state: State) -> Part<'a> {
+        Part {
+            bytes: view.bytes,
+            entry: state.dtype.bytes() as usize,
+            per: state.per as usize,
+        }
+    }
+
+    /// The entries; none where there is no state.
+    pub(super) fn of<T: Pod>(&mut self) -> &mut [T] {
+        // An empty slice may be misaligned for `T`.
+        match self.bytes.is_empty() {
+            true => &mut [],
+            false => bytemuck::cast_slice_mut(self.bytes),
+        }
+    }
+
+    /// The entries of elements `..element` and those of the rest.
+    fn split(self, element: usize) -> (Part<'a>, Part<'a>) {
+        let Part { bytes, entry, per } = self;
+        let middle = (element / per * entry).min(bytes.len());
+        let (left, right) = bytes.split_at_mut(middle);
+        let part = |bytes| Part { bytes, entry, per };
+        (part(left), part(right))
+    }
+
+    /// The entries of a range of elements.
+    fn span(&mut self, span: &Range<usize>) -> Part<'_> {
+        let Part { entry, per, .. } = *self;
+        let range = span.start / per * entry..span.end.div_ceil(per) * entry;
+        let bytes = self.bytes.get_mut(range).unwrap_or_default();
+        Part { bytes, entry, per }
     }
 }
 
 /// A range of a parameter's elements: gradient, parameter, and master and states where there are any.
 struct Cells<'a, G, P> {
+    /// The first element.
+    at: usize,
     gradient: &'a [G],
     parameter: &'a mut [P],
-    states: [&'a mut [f32]; 3],
+    master: &'a mut [f32],
+    states: [Part<'a>; STATES],
 }
 
 impl<'a, G: Element, P: Element> Cells<'a, G, P> {
-    /// Every element is on its own, so it does not matter how the range is halved.
+    /// Every block is on its own, so it does not matter how the range is halved.
     fn update(self, coefficient: f32, rule: &impl Rule) {
-        if self.gradient.len() <= CHUNK {
+        if self.parameter.len() <= CHUNK {
             return self.blocks(coefficient, rule);
         }
         let (left, right) = self.halve();
@@ -90,50 +234,68 @@ impl<'a, G: Element, P: Element> Cells<'a, G, P> {
         );
     }
 
-    /// Both halves.
+    /// Both halves, cut between blocks.
     fn halve(self) -> (Cells<'a, G, P>, Cells<'a, G, P>) {
-        let middle = self.gradient.len() / 2;
-        let gradient = self.gradient.split_at(middle);
+        let middle = (self.parameter.len() / 2).next_multiple_of(BLOCK);
+        let gradient = self.gradient.split_at(middle.min(self.gradient.len()));
         let parameter = self.parameter.split_at_mut(middle);
-        let [a, b, c] = self
-            .states
-            .map(|state| state.split_at_mut(middle.min(state.len())));
-        let half = |gradient, parameter, states| Cells {
+        let master = self.master.split_at_mut(middle.min(self.master.len()));
+        let [a, b, c, d] = self.states.map(|state| state.split(middle));
+        let half = |at, gradient, parameter, master, states| Cells {
+            at,
             gradient,
             parameter,
+            master,
             states,
         };
         (
-            half(gradient.0, parameter.0, [a.0, b.0, c.0]),
-            half(gradient.1, parameter.1, [a.1, b.1, c.1]),
+            half(
+                self.at,
+                gradient.0,
+                parameter.0,
+                master.0,
+                [a.0, b.0, c.0, d.0],
+            ),
+            half(
+                self.at + middle,
+                gradient.1,
+                parameter.1,
+                master.1,
+                [a.1, b.1, c.1, d.1],
+            ),
         )
     }
 
     /// Block by block: widen, apply the rule, round.
-    fn blocks(self, coefficient: f32, rule: &impl Rule) {
-        let [master, first, second] = self.states;
+    fn blocks(mut self, coefficient: f32, rule: &impl Rule) {
         let (mut gradient, mut weight) = ([0.0f32; BLOCK], [0.0f32; BLOCK]);
-        for from in (0..self.gradient.len()).step_by(BLOCK) {
-            let span = from..self.gradient.len().min(from + BLOCK);
-            let gradient = &mut gradient[..span.len()];
-            simd::widen(&self.gradient[span.clone()], gradient);
-            simd::scale(gradient, coefficient);
+        for from in (0..self.parameter.len()).step_by(BLOCK) {
+            let span = from..self.parameter.len().min(from + BLOCK);
             let parameter = &mut self.parameter[span.clone()];
-            let weight = &mut weight[..span.len()];
-            match master.is_empty() {
-                true => simd::widen(parameter, weight),
-                false => weight.copy_from_slice(&master[span.clone()]),
+            let (gradient, weight) = (&mut gradient[..span.len()], &mut weight[..span.len()]);
+            match (
+                self.gradient.get(span.clone()),
+                self.master.get(span.clone()),
+            ) {
+                (None, _) => {
+                    simd::widen(parameter, gradient);
+                    weight.fill(0.0);
+                }
+                (Some(from), master) => {
+                    simd::widen(from, gradient);
+                    match master {
+                        Some(master) => weight.copy_from_slice(master),
+                        None => simd::widen(parameter, weight),
+                    }
+                }
             }
-            rule.apply(gradient, weight, [part(first, &span), part(second, &span)]);
-            if !master.is_empty() {
-                master[span].copy_from_slice(weight);
+            simd::scale(gradient, coefficient);
+            let mut states = self.states.each_mut().map(|state| state.span(&span));
+            rule.apply(self.at + from, gradient, weight, &mut states);
+            if let Some(master) = self.master.get_mut(span) {
+                master.copy_from_slice(weight);
             }
             simd::narrow(weight, parameter);
         }
     }
-}
-
-/// The range of a state, or nothing where there is no state.
-fn part<'a>(state: &'a mut [f32], span: &std::ops::Range<usize>) -> &'a mut [f32] {
-    state.get_mut(span.clone()).unwrap_or_default()
 }
