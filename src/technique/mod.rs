@@ -119,6 +119,8 @@ pub struct Trained {
     pub name: Name,
     /// Its number of elements.
     pub elements: u64,
+    /// Its last length: the width of what a matrix is multiplied by.
+    pub columns: u64,
 }
 
 impl Trained {
@@ -127,6 +129,7 @@ impl Trained {
         let trained = |&id| Trained {
             name: forward.step.storage_of(id).name.clone(),
             elements: forward.step.type_of(id).elements(),
+            columns: forward.step.type_of(id).columns(),
         };
         forward.parameters.iter().map(trained).collect()
     }
@@ -257,13 +260,25 @@ pub trait Technique: Sync {
         Ok(None)
     }
 
+    /// Arguments with what depends on the model filled in, where anything does: over the parameters that would be trained without it.
+    ///
+    /// # Errors
+    /// Where an argument is wrong.
+    fn resolve(
+        &self,
+        _trained: &dyn Fn() -> Result<Vec<Trained>>,
+        _args: &Args,
+    ) -> Result<Option<Args>> {
+        Ok(None)
+    }
+
     /// What decides between steps, where anything does: over the parameters that would be trained without it.
     ///
     /// # Errors
     /// Where an argument is wrong.
     fn policy(
         &self,
-        _trained: &[Trained],
+        _trained: &dyn Fn() -> Result<Vec<Trained>>,
         _seed: u64,
         _args: &Args,
     ) -> Result<Option<Box<dyn Policy>>> {
