@@ -84,11 +84,13 @@ pub(super) fn quantize(forward: &mut Forward, sites: &Pattern, format: Format) -
     let mut found = false;
     rewrite(&mut forward.step, |edit, mut node| {
         let inside = node.block.starts_with("layers.") && sites.matches(&node.origin);
-        if inside && let Some(&weight) = node.inputs.get(1).filter(|_| is_linear(&node)) {
-            if edit.step().storage_of(weight).first == First::Frozen {
-                hold(edit, &mut node, weight, format);
-                found = true;
-            }
+        if inside
+            && is_linear(&node)
+            && let Some(&weight) = node.inputs.get(1)
+            && edit.step().storage_of(weight).first == First::Frozen
+        {
+            hold(edit, &mut node, weight, format);
+            found = true;
         }
         edit.keep(node)
     })?;

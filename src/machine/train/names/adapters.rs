@@ -50,7 +50,9 @@ pub fn place(model: &ModelSpec, name: &str, shape: &[u64]) -> Option<Mapping> {
         None => (None, name),
     };
     match rest.strip_prefix("attention/prefix.") {
-        Some(side) => Some(prefix(model, layer?, side == "v", shape)),
+        Some(side @ ("k" | "v")) => Some(prefix(model, layer?, side == "v", shape)),
+        // A state of one: its name goes on.
+        Some(_) => None,
         None => of_module(model, layer, rest, shape),
     }
 }
