@@ -34,7 +34,7 @@ pub struct Args {
     /// Leave out the combinations over 1 GiB
     #[arg(long)]
     pub small: bool,
-    /// This machine's device file, as `memfit calibrate -o FILE` wrote it
+    /// This machine's device file, as `memfit calibrate -o FILE` wrote it; without it nothing is timed
     #[arg(long, value_name = "FILE")]
     pub here: Option<PathBuf>,
     /// Folder of what lies on disk between uses [default: the system's temporary folder]
@@ -75,16 +75,6 @@ fn agreement(args: &Args, quiet: bool) -> Result<Answer> {
     if args.smoke {
         return one(&agreement::cases()[0].name, here.as_ref(), &folder);
     }
-    let device = args.here.clone().ok_or_else(|| {
-        let next =
-            "measure this machine with `memfit calibrate -o here.toml` and give --here here.toml";
-        Error::value(
-            "missing argument",
-            "--here",
-            "times are compared on a calibrated machine",
-            next,
-        )
-    })?;
     let rows = args
         .output
         .clone()
@@ -93,7 +83,7 @@ fn agreement(args: &Args, quiet: bool) -> Result<Answer> {
         std::fs::remove_file(&rows).map_err(|e| Error::io(&rows, "remove", e))?;
     }
     let options = agreement::Options {
-        device,
+        device: args.here.clone(),
         folder,
         rows,
         big: !args.small,

@@ -15,8 +15,8 @@ use crate::spec::device::Device;
 /// What a bench is asked for.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// The calibrated device file.
-    pub device: PathBuf,
+    /// The calibrated device file; without one, rows are made without times.
+    pub device: Option<PathBuf>,
     /// Folder of offload files and temporary saves.
     pub folder: PathBuf,
     /// Rows, one JSON object a line; a row whose programs have not changed is not run again.
@@ -52,7 +52,11 @@ pub struct Summary {
 /// # Errors
 /// The first combination that disagrees, or a file that cannot be written.
 pub fn bench(options: &Options, progress: &mut dyn FnMut(&str, f64)) -> Result<Vec<Row>> {
-    let device = Device::from_path(&options.device)?;
+    let device = options
+        .device
+        .as_deref()
+        .map(Device::from_path)
+        .transpose()?;
     let all: Vec<Case> = cases()
         .into_iter()
         .filter(|c| options.big || !c.big)
@@ -62,15 +66,14 @@ pub fn bench(options: &Options, progress: &mut dyn FnMut(&str, f64)) -> Result<V
     for (done, case) in all.iter().enumerate() {
         progress(&case.name, done as f64 / all.len() as f64);
         let programs = lowered(case)?;
-        if rows
-            .iter()
-            .any(|r| r.name == case.name && r.programs == programs)
-        {
+        if rows.iter().any(|r| {
+            r.name == case.name && r.programs == programs && (r.time.is_some() || device.is_none())
+        }) {
             continue;
         }
         let row = match case.big {
             true => in_a_process(case, options)?,
-            false => run_case(case, Some(&device), &options.folder, &mut bases)?,
+            false => run_case(case, device.as_ref(), &options.folder, &mut bases)?,
         };
         append(&options.rows, &row)?;
         rows.retain(|r| r.name != row.name);
@@ -118,9 +121,13 @@ fn json(row: &Row) -> Result<String> {
 /// Runs a case in a fresh process, so that the process's peak is the case's.
 fn in_a_process(case: &Case, options: &Options) -> Result<Row> {
     let program = std::env::current_exe().map_err(|e| Error::io("memfit", "find", e))?;
+    let here = options
+        .device
+        .iter()
+        .flat_map(|path| ["--here".as_ref(), path.as_os_str()]);
     let output = Command::new(&program)
-        .args(["bench", "agreement", "--case", &case.name, "--here"])
-        .arg(&options.device)
+        .args(["bench", "agreement", "--case", &case.name])
+        .args(here)
         .arg("--offload-dir")
         .arg(&options.folder)
         .output()
