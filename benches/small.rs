@@ -87,6 +87,7 @@ fn options(steps: u64) -> Options {
         machine: Settings::default(),
         folder: std::env::temp_dir(),
         weights: None,
+        adapter: None,
         resume: None,
         config: "{}".to_string(),
         evaluation_rows: 0,

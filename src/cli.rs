@@ -9,6 +9,7 @@ mod files;
 mod job;
 mod list;
 mod plan;
+mod plan_torch;
 mod run;
 mod trial;
 mod validate;
@@ -45,7 +46,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Find the fastest plan that fits
-    Plan(plan::Args),
+    Plan(Box<plan::Args>),
     /// Train by a plan
     Run(Box<run::Args>),
     /// Try several methods on your model and text, and take the cheapest that learns as well
@@ -53,7 +54,7 @@ enum Command {
     /// Predict exactly this job with PyTorch
     Estimate(estimate::Args),
     /// Run a plan's programs and compare with what was predicted
-    Validate(validate::Args),
+    Validate(Box<validate::Args>),
     /// Show who holds the memory of a plan, and check its claim
     Explain(explain::Args),
     /// List the models known by name

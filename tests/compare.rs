@@ -63,6 +63,7 @@ pub(crate) fn prediction(peak: u64) -> Prediction {
             count: 1,
             bytes: Bytes(32),
         }],
+        work: BTreeMap::new(),
         largest: Vec::new(),
     }
 }

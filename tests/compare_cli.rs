@@ -43,6 +43,39 @@ fn a_file_without_records_is_an_error() {
 }
 
 #[test]
+fn a_table_is_fitted_to_the_speeds_of_a_file() {
+    let folder = TempDir::new().unwrap();
+    let mut fast = crate::compare::published("fast");
+    fast["step_time_s"] = Value::from(2.0);
+    let file = written(&folder, "runs.jsonl", &format!("{fast}\n"));
+    let table = folder.path().join("table.toml");
+    let output = compare(&file, &["--fit", table.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let text = std::fs::read_to_string(&table).unwrap();
+    let read = memfit::machine::speed::Table::from_toml("table", &text).unwrap();
+    assert_eq!(read.source.len(), 1);
+    let rows = std::fs::read_to_string(table.with_extension("csv")).unwrap();
+    assert!(rows.lines().nth(1).unwrap().starts_with("fast,"), "{rows}");
+    let none = written(
+        &folder,
+        "none.jsonl",
+        &format!("{}\n", crate::compare::published("p")),
+    );
+    let output = compare(&none, &["--fit", table.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    // Without --fit the speeds stand beside the memory.
+    let output = compare(&file, &["--json"]);
+    let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(answer["speed"]["cases"], 1);
+    assert!(answer["speed"]["by_source"][0]["median_abs_error"].is_number());
+    let page = String::from_utf8(compare(&file, &[]).stdout).unwrap();
+    assert!(
+        page.contains("speed ") && page.contains("a step on"),
+        "{page}"
+    );
+}
+
+#[test]
 fn a_file_of_bad_records_lists_them_and_compares_nothing() {
     let folder = TempDir::new().unwrap();
     let broken = with(followed("broken", 1), "/options/batch", Value::from(0));

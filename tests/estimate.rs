@@ -34,6 +34,7 @@ fn an_estimate_without_a_device_states_what_the_job_takes() {
     let answer = json("--model gpt2 --torch batch=2,seq=256", 0);
     assert_eq!(answer["outcome"], "unknown");
     assert!(answer["budget"].is_null() && answer["largest"].is_null());
+    assert!(answer["step_seconds"].is_null() && answer["speed"].is_null());
     let prediction = &answer["prediction"];
     let held: u64 = prediction["breakdown"]
         .as_object()
@@ -229,6 +230,48 @@ fn bad_questions_are_refused_with_a_next_step() {
         error["error"].as_str().unwrap().contains("not text"),
         "{error}"
     );
+}
+
+#[test]
+fn a_step_takes_time_on_a_device() {
+    let words = "--model gpt2 --gpu 24GB --torch batch=4,seq=256,grad_accum=2";
+    let answer = json(words, 0);
+    let number = |key: &str| answer[key].as_f64().unwrap();
+    let tokens = number("step_seconds") * number("tokens_per_second");
+    assert!((tokens - 2048.0).abs() < 1e-6, "{tokens}");
+    let phases = answer["speed"]["phases"].as_object().unwrap();
+    let sum: f64 = phases.values().map(|s| s.as_f64().unwrap()).sum();
+    assert!((sum - number("step_seconds")).abs() < 1e-9);
+    assert!(answer["speed"]["error"]["median"].as_f64().unwrap() > 0.0);
+    let words: Vec<&str> = words.split_whitespace().collect();
+    let page = String::from_utf8(memfit(&words).stdout).unwrap();
+    let said = page.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(
+        said.contains("tokens/s (forward") && said.contains("% in the median"),
+        "{page}"
+    );
+}
+
+#[test]
+fn the_allocator_is_the_one_that_is_set() {
+    let job = "--model gpt2 --gpu 24GB --torch batch=3,seq=333";
+    let reserved = |more: &str| bytes(&json(&format!("{job} {more}"), 0)["counters"]["reserved"]);
+    assert!(reserved("--alloc-conf expandable_segments:True") < reserved(""));
+    json(&format!("{job} --alloc-conf expandible:1"), 2);
+}
+
+#[test]
+fn fused_adagrad_is_said_to_be_refused_on_a_gpu() {
+    let answer = json(
+        "--model gpt2 --gpu 24GB --torch batch=1,optimizer=adagrad,optimizer_impl=fused",
+        0,
+    );
+    let notes = answer["assumed"].as_array().unwrap();
+    let said = notes
+        .iter()
+        .find(|n| n["field"] == "optimizer_impl")
+        .unwrap();
+    assert!(said["why"].as_str().unwrap().contains("refuses"), "{said}");
 }
 
 #[test]

@@ -50,4 +50,11 @@ fn published_runs_are_within_their_bounds() {
     let at = |errors: &[f64], share: f64| errors[(errors.len() as f64 * share) as usize];
     assert!(at(&a, 0.5) <= 0.01 && at(&a, 0.9) <= 0.07, "{a:?}");
     assert!(at(&b, 0.5) <= 0.065, "{b:?}");
+    // What has a speed is held against it, what has a speed alone too.
+    assert!(found.unmeasured.is_empty(), "{:?}", found.unmeasured);
+    assert_eq!(found.speed.cases, 133);
+    let median = found.speed.median_abs_error.unwrap();
+    assert!(median <= 0.175, "{median}");
+    let held = found.speed.held_out.unwrap();
+    assert!(held.median <= 0.305, "{held:?}");
 }

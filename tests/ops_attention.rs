@@ -14,6 +14,7 @@ fn plain(seq: u64) -> AttentionShape {
     AttentionShape {
         batch: 2,
         seq,
+        past: 0,
         heads: 2,
         kv_heads: 2,
         head_dim: 8,

@@ -188,6 +188,7 @@ fn linear_cross_entropy_agrees_with_candle_in_chunks_of_any_size() {
         (DType::Bf16, DType::F32, 5, Some(10.0)),
     ] {
         let op = LinearCrossEntropy {
+            frozen: false,
             rows,
             softcap,
             gradient: true,
@@ -200,6 +201,7 @@ fn linear_cross_entropy_agrees_with_candle_in_chunks_of_any_size() {
 #[test]
 fn a_narrow_weight_gradient_over_many_chunks_is_rounded_once() {
     let op = |rows| LinearCrossEntropy {
+        frozen: false,
         rows,
         softcap: None,
         gradient: true,
@@ -207,6 +209,7 @@ fn a_narrow_weight_gradient_over_many_chunks_is_rounded_once() {
     };
     let (made, want) = linear_loss((96, 8, 40), DType::Bf16, op(1));
     let wide = LinearCrossEntropy {
+        frozen: false,
         format: DType::F32,
         ..op(1)
     };
@@ -225,6 +228,7 @@ fn the_loss_has_the_slope_its_gradient_claims() {
     let labels = bench.input(&[rows as u64], DType::U32);
     let scale = bench.input(&[2], DType::F32);
     let op = LinearCrossEntropy {
+        frozen: false,
         rows: 2,
         softcap: Some(3.0),
         gradient: true,
@@ -266,6 +270,7 @@ fn a_tied_table_sums_the_gradients_of_both_its_uses_in_one_storage() {
     let scale = bench.input(&[2], DType::F32);
     let x = bench.emit(Embedding { scale: 2.0 }, &[table, ids])[0];
     let op = LinearCrossEntropy {
+        frozen: false,
         rows: 3,
         softcap: None,
         gradient: true,

@@ -35,6 +35,7 @@ pub fn rope(
     Rope {
         batch,
         seq,
+        first: 0,
         heads,
         head_dim,
         rotary,

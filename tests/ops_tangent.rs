@@ -240,6 +240,7 @@ fn losses() -> Vec<Case> {
         );
         for gradient in [false, true] {
             let op = LinearCrossEntropy {
+                frozen: false,
                 rows: 3,
                 softcap,
                 gradient,

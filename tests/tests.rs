@@ -1,6 +1,8 @@
 //! The test crate: one binary, one module per subject.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod adapted_runs;
+mod adapters;
 mod agreement;
 mod before;
 mod bench;
@@ -9,6 +11,7 @@ mod caching_allocator;
 mod caching_allocator_laws;
 mod checker;
 mod checker_order;
+mod claims;
 mod cli;
 mod compare;
 mod compare_cli;
@@ -20,6 +23,7 @@ mod derivatives;
 mod devices;
 mod eager_fold;
 mod eager_optimizer;
+mod eager_work;
 mod estimate;
 mod evidence;
 mod families;
@@ -37,11 +41,13 @@ mod ops_microadam;
 mod ops_moe;
 mod ops_norm;
 mod ops_optimizer;
+mod ops_quantized;
 mod ops_rope;
 mod ops_simd;
 mod ops_tangent;
 mod optimizers;
 mod placement;
+mod plan_torch;
 mod programs;
 mod published;
 mod pytorch;
@@ -50,6 +56,7 @@ mod reference;
 mod rooms;
 mod run;
 mod saves;
+mod speed;
 mod tangents;
 mod text;
 mod threads;

@@ -56,6 +56,7 @@ fn options(steps: u64) -> Options {
         machine: Settings::default(),
         folder: std::env::temp_dir(),
         weights: None,
+        adapter: None,
         resume: None,
         config: catalog::config_text("tiny").unwrap().to_string(),
         evaluation_rows: 32,

@@ -374,7 +374,7 @@ fn normal_numbers_are_normal_and_do_not_depend_on_where_a_range_starts() {
     // Five standard errors of each moment.
     for (power, wanted, variance) in [(1, 0.0, 1.0), (2, 1.0, 2.0), (3, 0.0, 15.0), (4, 3.0, 96.0)]
     {
-        let bound = 5.0 * (f64::from(variance) / all.len() as f64).sqrt();
+        let bound = 5.0 * (variance / all.len() as f64).sqrt();
         assert!(
             (moment(power) - wanted).abs() < bound,
             "moment {power} is {}",

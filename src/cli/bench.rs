@@ -212,6 +212,7 @@ fn open(name: &str, steps: u64, saves: &Path, resume: bool) -> Result<Session> {
         machine: Settings::default(),
         folder: std::env::temp_dir(),
         weights: None,
+        adapter: None,
         resume: (resume && saves.exists()).then(|| saves.to_path_buf()),
         config: catalog::config_text(&model.name)?.to_string(),
         evaluation_rows: 64,

@@ -1,16 +1,16 @@
 //! `memfit compare`: what is predicted for PyTorch against measured runs.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use memfit::error::{Error, Result};
 use memfit::machine::compare::explain::Explanation;
 use memfit::machine::compare::{self, Line};
 use memfit::program::eager;
-use memfit::show::comparison;
+use memfit::show::{comparison, speeds};
 use serde_json::json;
 
-use super::{Answer, DONE, MISFIT, progress};
+use super::{Answer, DONE, MISFIT, files, progress};
 
 /// Arguments of `compare`.
 #[derive(Debug, clap::Args)]
@@ -24,6 +24,9 @@ pub struct Args {
     /// Take the record of this id apart: what is alive at the peak, predicted and measured
     #[arg(long, value_name = "ID")]
     pub explain: Option<String>,
+    /// Fit the table of step times to the speeds of these records and write it to this file, the runs beside it (.csv)
+    #[arg(long, value_name = "TABLE.toml", conflicts_with_all = ["worst", "explain"])]
+    pub fit: Option<PathBuf>,
 }
 
 /// Predicts every record of a file and compares.
@@ -37,9 +40,10 @@ pub fn compare(args: &Args, quiet: bool) -> Result<Answer> {
         let next = "give a file of measured runs, one JSON object a line";
         return Err(Error::file(&args.file, "no records in it", next));
     }
-    match &args.explain {
-        Some(id) => explain(&lines, id),
-        None => all(&lines, args.worst, quiet),
+    match (&args.explain, &args.fit) {
+        (Some(id), _) => explain(&lines, id),
+        (None, Some(path)) => fit(&lines, path, &args.file, quiet),
+        (None, None) => all(&lines, args.worst, quiet),
     }
 }
 
@@ -58,6 +62,24 @@ fn all(lines: &[Line], worst: Option<usize>, quiet: bool) -> Result<Answer> {
         } else {
             DONE
         },
+    })
+}
+
+/// Writes the fitted table and its runs.
+fn fit(lines: &[Line], path: &Path, from: &Path, quiet: bool) -> Result<Answer> {
+    let runs = compare::runs(lines, eager::predict, &mut progress(quiet));
+    if runs.is_empty() {
+        let next = "give records with `throughput` or `step_time_s`";
+        return Err(Error::file(from, "no speeds in it", next));
+    }
+    let fit = compare::fit(&runs);
+    let from = from.display().to_string();
+    files::write(path, &speeds::table(&fit, &from)?)?;
+    files::write(&path.with_extension("csv"), &speeds::runs(&runs, &fit))?;
+    Ok(Answer {
+        text: speeds::fitted(&fit),
+        json: json!({"table": fit.table, "runs": runs.len()}),
+        status: DONE,
     })
 }
 

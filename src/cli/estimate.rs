@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 
 use memfit::error::{Error, Result};
 use memfit::machine::pytorch::{self, Outcome};
+use memfit::program::caching_allocator::AllocatorConfig;
 use memfit::show::pytorch::{DEFAULT, Page, json, text};
 use memfit::spec::model::{Head, ModelSpec};
-use memfit::spec::torch::{Task, TorchOptions};
+use memfit::spec::torch::{OptimizerImpl, Task, TorchOptimizer, TorchOptions};
 use memfit::spec::trainer::{self, Note, Trainer};
 use memfit::spec::{catalog, device};
 use serde_json::{Map, Value};
@@ -29,6 +30,9 @@ pub struct Args {
     /// The job as a trainer has it: TrainingArguments (JSON), LLaMA-Factory or Axolotl (YAML); --torch wins over it
     #[arg(long, value_name = "FILE")]
     trainer: Option<PathBuf>,
+    /// The allocator's settings, as in PYTORCH_CUDA_ALLOC_CONF, such as expandable_segments:True
+    #[arg(long, value_name = "KEY:VALUE,…", default_value = "")]
+    alloc_conf: String,
 }
 
 /// Predicts the job and says whether it fits.
@@ -45,10 +49,11 @@ pub fn estimate(args: &Args) -> Result<Answer> {
         .unwrap_or_default();
     merge(&mut given, TorchOptions::pairs(&args.torch.join(","))?);
     let (options, usual) = settled(&model, given)?;
-    let answer = pytorch::answer(&model, &options, device.as_ref())?;
+    let config = AllocatorConfig::parse(&args.alloc_conf)?;
+    let answer = pytorch::answer(&model, &options, device.as_ref(), &config)?;
     let largest = device
         .as_ref()
-        .map(|device| pytorch::largest(&model, &options, device));
+        .map(|device| pytorch::largest(&model, &options, device, &config));
     let file = file.as_ref();
     let assumed: Vec<Note> = file
         .into_iter()
@@ -131,7 +136,19 @@ fn settled(model: &ModelSpec, mut given: Map<String, Value>) -> Result<(TorchOpt
     for (key, named) in inner {
         assumed.extend(unnamed(&format!("{key}."), &all[key], &named));
     }
+    assumed.extend(refused(&options));
     Ok((options, assumed))
+}
+
+/// What PyTorch would refuse on a GPU, and is predicted all the same.
+fn refused(options: &TorchOptions) -> Option<Note> {
+    let is_refused = (options.optimizer, options.optimizer_impl)
+        == (TorchOptimizer::Adagrad, OptimizerImpl::Fused);
+    is_refused.then(|| Note {
+        field: "optimizer_impl".into(),
+        value: options.optimizer_impl.name().into(),
+        why: "PyTorch 2.10 refuses fused Adagrad on CUDA: predicted as if it ran".into(),
+    })
 }
 
 /// The members of an object that nobody named.

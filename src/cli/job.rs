@@ -155,7 +155,11 @@ impl JobArgs {
         Ok((request, Asked { text, given }))
     }
 
-    fn class(&self) -> Result<Exactness> {
+    /// How far choices may change results.
+    ///
+    /// # Errors
+    /// Where it is none of the classes.
+    pub fn class(&self) -> Result<Exactness> {
         let classes = [Exactness::Bitwise, Exactness::Rounding, Exactness::Lossy];
         let found = classes.into_iter().find(|c| class_name(*c) == self.allow);
         found.ok_or_else(|| {

@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
-use memfit::error::Result;
+use memfit::error::{Error, Result};
 use memfit::machine;
 use memfit::plan::file::PlanFile;
+use memfit::program::caching_allocator::AllocatorConfig;
 use memfit::search::{self, Candidate, Outcome};
 use memfit::show::job::Asked;
 use memfit::show::{json, pytorch, text};
@@ -20,10 +21,25 @@ use super::{Answer, DONE, MISFIT, complain, files};
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    job: JobArgs,
-    /// Write the plan to this file, with what it is claimed to take
+    pub(super) job: JobArgs,
+    /// Who trains: memfit's own executor, or PyTorch's eager mode with Hugging Face code
+    #[arg(long, value_enum, default_value = "memfit")]
+    pub(super) engine: Engine,
+    /// With --engine torch: options of the step that are decided already, such as attn=eager,lora.r=16; may be repeated
+    #[arg(long, value_name = "KEY=VALUE,…")]
+    pub(super) torch: Vec<String>,
+    /// Write the plan to this file, with what it is claimed to take; with --engine torch, the trainer's arguments as JSON
     #[arg(short, long, value_name = "FILE")]
-    output: Option<PathBuf>,
+    pub(super) output: Option<PathBuf>,
+}
+
+/// Who trains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Engine {
+    /// memfit's own executor.
+    Memfit,
+    /// PyTorch's eager mode with Hugging Face code.
+    Torch,
 }
 
 /// Searches, saves the plan where asked, and answers.
@@ -31,6 +47,13 @@ pub struct Args {
 /// # Errors
 /// Where the job or a choice is wrong, or the file cannot be written.
 pub fn plan(args: &Args) -> Result<Answer> {
+    if args.engine == Engine::Torch {
+        return super::plan_torch::plan(args);
+    }
+    if let Some(text) = args.torch.first() {
+        let why = "options of PyTorch are nothing to memfit's own engine";
+        return Err(Error::value("--torch", text, why, "add --engine torch"));
+    }
     let (request, asked) = args.job.request()?;
     let answer = search::search(&request)?;
     let status = match (&answer.outcome, &args.output) {
@@ -75,7 +98,12 @@ fn with_pytorch(job: &Job) -> (String, Value) {
         convert_outputs_fp32: autocast.is_some(),
         ..plain
     };
-    match machine::pytorch::answer(&job.model, &options, Some(&job.target.device)) {
+    match machine::pytorch::answer(
+        &job.model,
+        &options,
+        Some(&job.target.device),
+        &AllocatorConfig::default(),
+    ) {
         Ok(answer) => (pytorch::line(&answer), pytorch::summary(&answer)),
         Err(why) => (format!("with PyTorch: not predicted: {why}\n"), Value::Null),
     }

@@ -1,5 +1,6 @@
 //! `memfit run`: training by a plan.
 
+mod adapted;
 mod link;
 mod steps;
 
@@ -75,6 +76,9 @@ pub struct Args {
     /// Folder of weights to start from [default: random first values]
     #[arg(long, value_name = "DIR")]
     pub weights: Option<PathBuf>,
+    /// Folder of an adapter to start from, as PEFT saves it [default: random first values]
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
     /// Threads [default: as many as the machine has]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
@@ -177,7 +181,8 @@ fn plan(args: &Args) -> Result<Chosen> {
     file.job = args.job.text(Some(&file.job))?;
     file.host = args.job.host(file.host)?;
     file.claim = None;
-    let fixed = args.job.fixed()?;
+    let mut fixed = args.job.fixed()?;
+    adapted::choose(args.adapter.as_deref(), &file.choice, &mut fixed)?;
     file.choice.retain(|c| {
         !fixed
             .iter()
@@ -191,7 +196,8 @@ fn plan(args: &Args) -> Result<Chosen> {
 
 /// The best plan for the job of the arguments.
 fn searched(args: &Args) -> Result<Chosen> {
-    let (request, asked) = args.job.request()?;
+    let (mut request, asked) = args.job.request()?;
+    adapted::choose(args.adapter.as_deref(), &[], &mut request.fixed)?;
     let answer = search::search(&request)?;
     match &answer.outcome {
         Outcome::Fits(best) => {
@@ -281,6 +287,7 @@ fn options(args: &Args, plan: &Plan, text: &str) -> Result<Options> {
         machine,
         folder,
         weights: args.weights.clone(),
+        adapter: args.adapter.clone(),
         resume: args.resume.clone(),
         config: config(args, plan)?,
         evaluation_rows: EVALUATION_ROWS,

@@ -2,6 +2,7 @@
 
 pub mod backward;
 pub mod build;
+pub mod edit;
 pub mod op;
 pub mod order;
 pub mod random;
@@ -314,6 +315,24 @@ impl Step {
         next.version += 1;
         self.tensors.push(next);
         Ok(TensorId(self.tensors.len() as u32 - 1))
+    }
+
+    /// Lets `node` read `value` as its input `index`. What it overwrote there it overwrites in `value`'s storage then: the answer
+    /// is that output as it was and as it is.
+    pub fn redirect(
+        &mut self,
+        node: &mut Node,
+        index: usize,
+        value: TensorId,
+    ) -> Option<(TensorId, TensorId)> {
+        let over = self.overwrites(node).iter().position(|&o| o == Some(index));
+        node.inputs[index] = value;
+        let output = over?;
+        let mut next = self.tensor(value).clone();
+        next.version += 1;
+        self.tensors.push(next);
+        let made = TensorId(self.tensors.len() as u32 - 1);
+        Some((std::mem::replace(&mut node.outputs[output], made), made))
     }
 
     /// The aliases of a node: for each output, the input it overwrites.

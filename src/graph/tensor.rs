@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::op::quantized::{Format, Part};
 use crate::spec::job::Place;
 use crate::spec::units::Bytes;
 
@@ -131,12 +132,41 @@ pub struct TensorId(pub u32);
 pub enum First {
     /// What the model's files hold under its name, or else the model's own law for it.
     Model,
+    /// The same, and it stays so: a save names the model it comes from and need not carry it.
+    Frozen,
+    /// Part of a frozen weight that is held in fewer bits.
+    Derived {
+        /// The weight's name.
+        of: Name,
+        /// How the part is made of it.
+        how: Derivation,
+    },
     /// Zero bytes.
     Zero,
     /// Normal around zero with this standard deviation.
     Normal(f32),
     /// Uniform between this bound and its negative.
     Uniform(f32),
+}
+
+impl First {
+    /// Whether the value never changes, so that a save need not carry it.
+    pub fn is_frozen(&self) -> bool {
+        matches!(self, First::Frozen | First::Derived { .. })
+    }
+}
+
+/// How one part of a quantized weight is made of the weight.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Derivation {
+    /// How the weight is held.
+    pub format: Format,
+    /// Which part of it.
+    pub part: Part,
+    /// The weight's lengths.
+    pub shape: Vec<u64>,
+    /// The format the weight is rounded to before it is quantized.
+    pub source: DType,
 }
 
 /// What is allocated, freed, moved and counted.

@@ -2,10 +2,13 @@
 
 mod arch;
 mod figure;
+mod fit;
 mod oracle;
 mod published;
 mod record;
+mod speed;
 mod statistics;
+mod timed;
 mod vocabulary;
 
 pub mod explain;
@@ -22,8 +25,11 @@ use crate::spec::units::Bytes;
 
 pub use arch::{default_targets, linear_modules};
 pub use figure::{CONTEXT_RANGE, Counter, Figure, workspaces};
+pub use fit::{Fit, fit};
 pub use oracle::{Measured, PerLayer};
 pub use record::{Line, read};
+pub use speed::{BySource, Run, SpeedRow, Speeds};
+pub use timed::Timed;
 
 /// A measured run that can be predicted.
 #[derive(Debug, Clone)]
@@ -38,6 +44,8 @@ pub struct Case {
     pub options: TorchOptions,
     /// What was measured.
     pub target: Target,
+    /// The speed that was measured.
+    pub timed: Option<Timed>,
     /// What the record leaves open or the options cannot say, and what was taken for it.
     pub assumed: Vec<String>,
 }
@@ -100,7 +108,7 @@ pub struct Skipped {
     pub reason: String,
 }
 
-/// A record that was predicted and has no memory figure.
+/// A record that was predicted and has neither a memory figure nor a speed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Unmeasured {
     /// Its name.
@@ -120,7 +128,7 @@ pub struct Comparison {
     pub skipped: Vec<Skipped>,
     /// Those that were, in the file's order.
     pub rows: Vec<Row>,
-    /// Those for which only speed was published.
+    /// Those without a memory figure and a speed.
     pub unmeasured: Vec<Unmeasured>,
     /// Half of the errors are at most this; nothing without rows.
     pub median_abs_error: Option<f64>,
@@ -134,6 +142,8 @@ pub struct Comparison {
     pub saved_layer_exact_share: Option<f64>,
     /// Share of the rows with a measured phase whose peak is in the phase predicted.
     pub phase_right_share: Option<f64>,
+    /// Those that have a speed, against it.
+    pub speed: Speeds,
     /// How long the predictions took.
     pub seconds: f64,
 }
@@ -148,6 +158,15 @@ impl Comparison {
     }
 }
 
+/// What becomes of a file's records as they are predicted.
+#[derive(Default)]
+struct Found {
+    rows: Vec<Row>,
+    runs: Vec<Run>,
+    skipped: Vec<Skipped>,
+    unmeasured: Vec<Unmeasured>,
+}
+
 /// Predicts every record and compares; `progress` is told the share that is done.
 pub fn compare(
     lines: &[Line],
@@ -155,41 +174,73 @@ pub fn compare(
     progress: &mut dyn FnMut(&str, f64),
 ) -> Comparison {
     let started = Instant::now();
-    let (mut rows, mut skipped, mut unmeasured) = (Vec::new(), Vec::new(), Vec::new());
+    let found = predicted(lines, predict, progress);
+    summary(lines.len(), found, started.elapsed().as_secs_f64())
+}
+
+/// The runs of a file whose speed was published, on their devices' rooflines.
+pub fn runs(
+    lines: &[Line],
+    predict: impl Fn(&ModelSpec, &TorchOptions) -> Result<Prediction>,
+    progress: &mut dyn FnMut(&str, f64),
+) -> Vec<Run> {
+    predicted(lines, predict, progress).runs
+}
+
+fn predicted(
+    lines: &[Line],
+    predict: impl Fn(&ModelSpec, &TorchOptions) -> Result<Prediction>,
+    progress: &mut dyn FnMut(&str, f64),
+) -> Found {
+    let mut found = Found::default();
     for (done, line) in lines.iter().enumerate() {
         progress("predicting", done as f64 / lines.len() as f64);
-        let skip = |reason: String| Skipped {
+        let refused = match &line.case {
+            Ok(case) => found
+                .add(case, &predict)
+                .err()
+                .map(|error| format!("cannot be predicted: {error}")),
+            Err(reason) => Some(reason.clone()),
+        };
+        found.skipped.extend(refused.map(|reason| Skipped {
             id: line.id.clone(),
             line: line.number,
             reason,
-        };
-        let case = match &line.case {
-            Ok(case) => case,
-            Err(reason) => {
-                skipped.push(skip(reason.clone()));
-                continue;
-            }
-        };
-        match predict(&case.model, &case.options) {
-            Err(error) => skipped.push(skip(format!("cannot be predicted: {error}"))),
-            Ok(prediction) => match row(case, &prediction) {
-                Some(row) => rows.push(row),
-                None => unmeasured.push(Unmeasured {
-                    id: case.id.clone(),
-                    line: case.line,
-                    predicted: prediction.peak,
-                }),
-            },
-        }
+        }));
     }
     progress("predicting", 1.0);
-    summary(
-        lines.len(),
-        skipped,
-        rows,
-        unmeasured,
-        started.elapsed().as_secs_f64(),
-    )
+    found
+}
+
+impl Found {
+    /// Predicts a case and puts it beside what was measured.
+    fn add(
+        &mut self,
+        case: &Case,
+        predict: &impl Fn(&ModelSpec, &TorchOptions) -> Result<Prediction>,
+    ) -> Result<()> {
+        let prediction = predict(&case.model, &case.options)?;
+        if let Some(timed) = &case.timed {
+            let run = match timed.options == case.options {
+                true => speed::run(&case.id, timed, &prediction.work),
+                false => {
+                    let timed_step = predict(&case.model, &timed.options)?;
+                    speed::run(&case.id, timed, &timed_step.work)
+                }
+            };
+            self.runs.push(run?);
+        }
+        match row(case, &prediction) {
+            Some(row) => self.rows.push(row),
+            None if case.timed.is_some() => {}
+            None => self.unmeasured.push(Unmeasured {
+                id: case.id.clone(),
+                line: case.line,
+                predicted: prediction.peak,
+            }),
+        }
+        Ok(())
+    }
 }
 
 /// A case beside its prediction, where it has a memory figure.
@@ -253,13 +304,8 @@ fn relative(predicted: Bytes, measured: Bytes) -> f64 {
     (predicted.0 as f64 - measured.0 as f64) / measured.0 as f64
 }
 
-fn summary(
-    cases: usize,
-    skipped: Vec<Skipped>,
-    rows: Vec<Row>,
-    unmeasured: Vec<Unmeasured>,
-    seconds: f64,
-) -> Comparison {
+fn summary(cases: usize, found: Found, seconds: f64) -> Comparison {
+    let rows = found.rows;
     let errors = statistics::sorted(rows.iter().map(|r| r.error.abs()));
     let exact = rows
         .iter()
@@ -269,7 +315,7 @@ fn summary(
         .filter_map(|r| Some(r.measured_phase? == r.phase));
     Comparison {
         cases,
-        skipped,
+        skipped: found.skipped,
         median_abs_error: statistics::quantile(&errors, 0.5),
         p90_abs_error: statistics::quantile(&errors, 0.9),
         p95_abs_error: statistics::quantile(&errors, 0.95),
@@ -277,7 +323,8 @@ fn summary(
         saved_layer_exact_share: statistics::share(exact),
         phase_right_share: statistics::share(right),
         rows,
-        unmeasured,
+        unmeasured: found.unmeasured,
+        speed: speed::against(&found.runs),
         seconds,
     }
 }

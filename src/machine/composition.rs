@@ -30,6 +30,15 @@ const SIZE: Size = Size {
 /// What frozen weights need beside them, so that something is trained.
 const ADAPTER: &str = "lora";
 
+/// Techniques that are several by an argument: a pair is refused only where each of them is.
+const FORMS: [(&str, &[&str]); 2] = [
+    (
+        "offload",
+        &["offload:what=parameters", "offload:what=optimizer"],
+    ),
+    ("compress_offload", &["compress_offload:what=optimizer"]),
+];
+
 /// Every pair of techniques with their default arguments, in the order of the list; with an adapter where only that is missing.
 ///
 /// # Errors
@@ -43,7 +52,18 @@ pub fn pairs() -> Result<Vec<Pair>> {
     let tried = |&(one, other): &(usize, usize)| {
         let (one, other) = (names[one], names[other]);
         let adapted = |refused| together(&job, &[one, other, ADAPTER]).map_err(|_| refused);
-        let refusal = together(&job, &[one, other]).or_else(adapted).err();
+        let other_form = |refused| {
+            let forms = FORMS.iter().filter(|(name, _)| *name == other);
+            let mut forms = forms.flat_map(|(_, texts)| texts.iter());
+            match forms.any(|form| together(&job, &[one, form]).is_ok()) {
+                true => Ok(()),
+                false => Err(refused),
+            }
+        };
+        let refusal = together(&job, &[one, other])
+            .or_else(adapted)
+            .or_else(other_form)
+            .err();
         let refusal = refusal.map(|e| e.to_string());
         Pair {
             one,

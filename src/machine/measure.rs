@@ -33,6 +33,7 @@ impl Options {
             machine,
             folder: folder.to_path_buf(),
             weights: None,
+            adapter: None,
             resume: None,
             config: "{}".into(),
             evaluation_rows: 4,

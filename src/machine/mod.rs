@@ -11,6 +11,7 @@ pub mod micro;
 pub mod probe;
 pub mod pytorch;
 pub mod sim;
+pub mod speed;
 pub mod timeline;
 pub mod train;
 pub mod trial;

@@ -1,15 +1,19 @@
 //! A PyTorch job on a device: what its counters would show, whether it fits, and how much larger it could be.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 use super::compare::{CONTEXT_RANGE, Counter, Figure, default_targets, linear_modules, workspaces};
+use super::speed::{Accuracy, Rooflines, Table};
 use crate::error::{Error, Result};
+use crate::program::caching_allocator::AllocatorConfig;
 use crate::program::eager::requests::replayed;
-use crate::program::eager::{self, Prediction};
+use crate::program::eager::{self, EagerPhase, Prediction};
 use crate::spec::device::{Device, RESERVED};
 use crate::spec::model::ModelSpec;
 use crate::spec::torch::TorchOptions;
-use crate::spec::units::Bytes;
+use crate::spec::units::{Bytes, Seconds};
 
 /// How far live bytes may be off, as a share: the bound that nineteen in twenty of the runs traced tensor by tensor keep, which
 /// `memfit compare` checks. What it covers is other versions: twelve runs repeated with the next PyTorch and transformers moved
@@ -79,6 +83,43 @@ pub struct Answer {
     pub band: Band,
     /// The device's memory.
     pub budget: Option<Bytes>,
+    /// How long a step takes on it.
+    pub speed: Option<StepTime>,
+}
+
+/// How long a step takes.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct StepTime {
+    /// Seconds of a step, all its micro-batches.
+    pub step_seconds: Seconds,
+    /// Tokens of a step in that time.
+    pub tokens_per_second: f64,
+    /// Seconds of its parts.
+    pub phases: BTreeMap<EagerPhase, Seconds>,
+    /// The share in which the device waits for kernels to be launched.
+    pub launch_bound: f64,
+    /// Operations of a step, FLOPs.
+    pub flops: f64,
+    /// How far the table was off on published runs of sources it had not seen.
+    pub error: Accuracy,
+}
+
+/// A predicted step's time on a device.
+pub fn step_time(options: &TorchOptions, prediction: &Prediction, device: &Device) -> StepTime {
+    let table = Table::built_in();
+    let rooflines = Rooflines::new(&prediction.work, device, Seconds(0.0));
+    let mut phases = rooflines.phases(&table.efficiency);
+    phases.retain(|_, seconds| seconds.0 > 0.0);
+    let step = Seconds(phases.values().map(|s| s.0).sum());
+    let tokens = (options.batch * options.seq * options.grad_accum) as f64;
+    StepTime {
+        step_seconds: step,
+        tokens_per_second: tokens / step.0.max(f64::MIN_POSITIVE),
+        phases,
+        launch_bound: rooflines.launch_bound(&table.efficiency),
+        flops: prediction.work.values().map(|w| w.flops() as f64).sum(),
+        error: table.held_out,
+    }
 }
 
 impl Outcome {
@@ -93,7 +134,7 @@ impl Outcome {
     }
 }
 
-/// Predicts a job, on a device where there is one.
+/// Predicts a job, on a device where there is one, with the allocator as `config` sets it.
 ///
 /// # Errors
 /// Where the options cannot be, or the job is not one the interpreter knows.
@@ -101,10 +142,19 @@ pub fn answer(
     model: &ModelSpec,
     options: &TorchOptions,
     device: Option<&Device>,
+    config: &AllocatorConfig,
 ) -> Result<Answer> {
+    let prediction = predicted(model, options)?;
+    Ok(judged(model, options, device, config, prediction))
+}
+
+/// Predicts a job whose options can be.
+///
+/// # Errors
+/// As [`answer`].
+pub fn predicted(model: &ModelSpec, options: &TorchOptions) -> Result<Prediction> {
     checked(model, options)?;
-    let prediction = eager::predict(model, options)?;
-    Ok(judged(model, options, device, prediction))
+    eager::predict(model, options)
 }
 
 fn checked(model: &ModelSpec, options: &TorchOptions) -> Result<()> {
@@ -118,11 +168,19 @@ fn checked(model: &ModelSpec, options: &TorchOptions) -> Result<()> {
     Ok(())
 }
 
+/// The least that a process with this prediction may take at most: what the allocator rounds up and caches is not in it.
+pub fn most_without_cache(prediction: &Prediction, device: &Device) -> Bytes {
+    let stated = context(device);
+    let allocated = Figure::new(Counter::Allocated, &device.name, stated).of(prediction, None);
+    scaled(allocated, 1.0 + ERROR) + stated.unwrap_or(CONTEXT_RANGE[1])
+}
+
 /// What a prediction means on a device.
-fn judged(
+pub fn judged(
     model: &ModelSpec,
     options: &TorchOptions,
     device: Option<&Device>,
+    config: &AllocatorConfig,
     prediction: Prediction,
 ) -> Answer {
     let gpu = device.map_or("", |device| device.name.as_str());
@@ -131,7 +189,7 @@ fn judged(
     let (allocated, empty) = (figure(Counter::Allocated), figure(Counter::Process));
     let context = empty.saturating_sub(figure(Counter::Reserved));
     // A request larger than any device can serve leaves nothing to replay.
-    let replay = replayed(model, options, &workspaces(gpu));
+    let replay = replayed(model, options, &workspaces(gpu), config);
     let reserved = replay.map_or(figure(Counter::Reserved), |replay| replay.peak.reserved);
     let [low, high] = stated.map_or(CONTEXT_RANGE, |stated| [stated, stated]);
     let band = Band {
@@ -142,6 +200,7 @@ fn judged(
     let budget = device.map(|device| device.memory);
     Answer {
         outcome: outcome(&band, budget),
+        speed: device.map(|device| step_time(options, &prediction, device)),
         prediction,
         counters: Counters {
             allocated,
@@ -175,7 +234,12 @@ fn outcome(band: &Band, budget: Option<Bytes>) -> Outcome {
 ///
 /// # Errors
 /// As [`answer`].
-pub fn largest(model: &ModelSpec, options: &TorchOptions, device: &Device) -> Result<Largest> {
+pub fn largest(
+    model: &ModelSpec,
+    options: &TorchOptions,
+    device: &Device,
+    config: &AllocatorConfig,
+) -> Result<Largest> {
     let fits = |changed: TorchOptions| {
         if changed.check().is_err() {
             return Ok(false);
@@ -184,7 +248,7 @@ pub fn largest(model: &ModelSpec, options: &TorchOptions, device: &Device) -> Re
         let prediction = eager::predict(model, &changed)?;
         // Most that do not fit are told by their live bytes alone, without the allocator.
         Ok(prediction.peak <= device.memory
-            && judged(model, &changed, Some(device), prediction).outcome == Outcome::Fits)
+            && judged(model, &changed, Some(device), config, prediction).outcome == Outcome::Fits)
     };
     let of_batch = |batch| TorchOptions {
         batch,

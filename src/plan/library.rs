@@ -11,12 +11,19 @@ macro_rules! entry {
 }
 
 /// All plans, from the smallest device up.
-const ENTRIES: [(&str, &str); 5] = [
+const ENTRIES: [(&str, &str); 12] = [
     entry!("tiny-cpu"),
     entry!("small-cpu"),
     entry!("llama-3.2-1b-8gb"),
     entry!("7b-24gb"),
     entry!("8b-80gb"),
+    entry!("zero-offload-1.3b-4gb"),
+    entry!("zero-offload-6.7b-24gb"),
+    entry!("galore-7b-24gb"),
+    entry!("blockllm-7b-24gb"),
+    entry!("microadam-7b-40gb"),
+    entry!("adamw8bit-7b-48gb"),
+    entry!("mezo-opt-30b-80gb"),
 ];
 
 /// The names of all plans, in the order they are listed.

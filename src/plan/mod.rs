@@ -207,6 +207,7 @@ impl Plan {
     /// Where two choices exclude each other.
     pub fn draft(&self) -> Result<Draft> {
         let mut draft = Draft {
+            family: self.job.model.family,
             batch: self.job.batch,
             precision: Precision::F32,
             micro_batches: 1,
@@ -215,6 +216,7 @@ impl Plan {
             loss_scale: false,
             max_norm: None,
             fused_update: false,
+            adapter: None,
             derivative: Derivative::Reverse,
         };
         for choice in &self.choices {

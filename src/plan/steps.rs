@@ -27,6 +27,9 @@ impl Plan {
     /// # Errors
     /// Where a choice cannot be applied to this model.
     pub fn steps(&self) -> Result<StepSet> {
+        if let Some(args) = self.resolved()? {
+            return self.rechosen(args).steps();
+        }
         let draft = self.draft()?;
         let mut set = StepSet {
             steps: self.training(&draft)?,
@@ -54,9 +57,20 @@ impl Plan {
     /// Where a choice cannot be applied.
     pub fn policy(&self, seed: u64) -> Result<Option<Box<dyn Policy>>> {
         let rule = self.rule();
-        let trained = self.built(&self.draft()?, true, |c| c.technique != rule.technique)?;
-        rule.behind()?
-            .policy(&Trained::of(&trained), seed, &rule.args)
+        rule.behind()?.policy(&|| self.trained(), seed, &rule.args)
+    }
+
+    /// Arguments of its update rule that depend on the model, where there are any.
+    fn resolved(&self) -> Result<Option<Args>> {
+        let rule = self.rule();
+        rule.behind()?.resolve(&|| self.trained(), &rule.args)
+    }
+
+    /// The parameters that would be trained without its update rule.
+    fn trained(&self) -> Result<Vec<Trained>> {
+        let rule = self.rule();
+        let others = |c: &Choice| c.technique != rule.technique;
+        Ok(Trained::of(&self.built(&self.draft()?, true, others)?))
     }
 
     /// The same plan with other arguments of its update rule.

@@ -4,6 +4,8 @@ pub mod baselines;
 pub mod families;
 pub mod greedy;
 mod price;
+pub mod torch;
+pub mod torch_menu;
 
 use std::time::Instant;
 

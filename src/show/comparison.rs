@@ -1,5 +1,6 @@
 //! Predictions against measured runs, for people: a row a record, what was skipped, a summary; or one case taken apart.
 
+use super::speeds;
 use super::table::{Column, Table, labelled};
 use crate::machine::compare::explain::{Explanation, Pair};
 use crate::machine::compare::{Comparison, Row};
@@ -22,6 +23,9 @@ pub fn text(comparison: &Comparison, worst: Option<usize>) -> String {
     if !rows.is_empty() {
         text += &table(&rows);
         text.push('\n');
+    }
+    if comparison.speed.cases > 0 {
+        text += &format!("{}\n", speeds::table_of(&comparison.speed, worst));
     }
     if !comparison.skipped.is_empty() {
         text += &skipped(comparison);
@@ -67,7 +71,7 @@ fn skipped(comparison: &Comparison) -> String {
 
 fn summary(comparison: &Comparison) -> String {
     let counts = format!(
-        "{}: {} compared, {} skipped, {} without a memory figure",
+        "{}: {} compared, {} skipped, {} without a memory figure or a speed",
         comparison.cases,
         comparison.rows.len(),
         comparison.skipped.len(),
@@ -99,6 +103,7 @@ fn summary(comparison: &Comparison) -> String {
             LABEL,
         );
     }
+    text += &speeds::summary(&comparison.speed, LABEL);
     let spent = format!("{} for the predictions", Seconds(comparison.seconds));
     text + &labelled("time", &spent, LABEL)
 }
@@ -250,11 +255,11 @@ pub fn phase_name(phase: EagerPhase) -> &'static str {
     }
 }
 
-fn percent(share: f64) -> String {
+pub(super) fn percent(share: f64) -> String {
     format!("{} %", digits(100.0 * share))
 }
 
-fn signed(error: f64) -> String {
+pub(super) fn signed(error: f64) -> String {
     let sign = if error > 0.0 { "+" } else { "" };
     format!("{sign}{}", percent(error))
 }

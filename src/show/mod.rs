@@ -12,8 +12,10 @@ pub mod memory;
 pub mod plot;
 pub mod pytorch;
 pub mod run;
+pub mod speeds;
 pub mod table;
 pub mod text;
+pub mod torch_plan;
 pub mod trial;
 pub mod validation;
 

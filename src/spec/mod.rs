@@ -5,6 +5,7 @@ pub mod config;
 pub mod device;
 pub mod job;
 pub mod model;
+pub mod modules;
 pub mod torch;
 pub mod trainer;
 pub mod units;

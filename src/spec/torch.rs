@@ -296,6 +296,8 @@ pub struct Habits {
     pub no_flash: bool,
     /// Key heads are repeated for every query head before attention, with a mask or without.
     pub repeated_heads: bool,
+    /// 4-bit weights are unpacked by operations on whole tensors, as AutoGPTQ does in training, instead of by one kernel.
+    pub unpacks_in_steps: bool,
     /// Logits without their last position are copied for the loss, as model code did until the end of 2024.
     pub shifted_logits: bool,
 }
@@ -376,25 +378,5 @@ impl TryFrom<Value> for TorchOptions {
 
     fn try_from(value: Value) -> Result<TorchOptions> {
         TorchOptions::from_json(&value)
-    }
-}
-
-impl TorchOptimizer {
-    /// The implementations it comes in; the first is what it takes when none is named.
-    pub fn implementations(self) -> &'static [OptimizerImpl] {
-        use OptimizerImpl::{Bnb, Foreach, Forloop, Fused};
-        match self {
-            TorchOptimizer::Adamw => &[Fused, Foreach, Forloop],
-            TorchOptimizer::Sgd | TorchOptimizer::SgdMomentum | TorchOptimizer::Adagrad => {
-                &[Foreach, Fused, Forloop]
-            }
-            TorchOptimizer::Rmsprop => &[Foreach, Forloop],
-            TorchOptimizer::Adafactor => &[Forloop],
-            TorchOptimizer::AdafactorTorch => &[Forloop, Foreach],
-            TorchOptimizer::Adamw8bit
-            | TorchOptimizer::Lion8bit
-            | TorchOptimizer::SgdMomentum8bit
-            | TorchOptimizer::AdamwBnb32bit => &[Bnb],
-        }
     }
 }

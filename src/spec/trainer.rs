@@ -5,12 +5,14 @@ mod fields;
 mod llama_factory;
 mod optim;
 mod training_arguments;
+mod writing;
 
 use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 use fields::Fields;
+pub use writing::{Written, flags, write};
 
 /// Longest file that is read; a job's takes a few KiB.
 const LONGEST: usize = 1 << 16;

@@ -55,7 +55,7 @@ impl Args {
     }
 
     /// The value of `key`, or the default `card` gives it.
-    fn text<'a>(&'a self, card: &Card, key: &str) -> &'a str {
+    pub fn text<'a>(&'a self, card: &Card, key: &str) -> &'a str {
         let default = card
             .arguments
             .iter()

@@ -15,6 +15,72 @@ use selection::{Selection, Settings, is_eligible, worst};
 
 /// What separates names in an argument.
 const AND: char = '|';
+/// What stands for names that are not given.
+const AUTO: &str = "auto";
+
+/// Arguments, the state of the selection among them.
+const ARGUMENTS: &[Argument] = &[
+    Argument {
+        key: "sparsity",
+        default: "0.95",
+        meaning: "share of the elements that is not updated",
+    },
+    Argument {
+        key: "every",
+        default: "1000",
+        meaning: "steps between two tests whether to select anew",
+    },
+    Argument {
+        key: "patience",
+        default: "100",
+        meaning: "losses whose mean must exceed the mean of all since the last selection",
+    },
+    Argument {
+        key: "refresh",
+        default: "20",
+        meaning: "steps after which other tensors are sampled for the norm of their gradient",
+    },
+    Argument {
+        key: "sampled",
+        default: "1",
+        meaning: "tensors sampled at a time",
+    },
+    Argument {
+        key: "adapt",
+        default: "yes",
+        meaning: "no: keep the first selection",
+    },
+    Argument {
+        key: "selected",
+        default: "auto",
+        meaning: "names of the tensors updated now, separated by | | auto: for planning, those that take most memory",
+    },
+    Argument {
+        key: "watched",
+        default: "auto",
+        meaning: "names of the tensors sampled now, or auto",
+    },
+    Argument {
+        key: "beta1",
+        default: "0.9",
+        meaning: "decay of the mean of gradients",
+    },
+    Argument {
+        key: "beta2",
+        default: "0.999",
+        meaning: "decay of the mean of their squares",
+    },
+    Argument {
+        key: "eps",
+        default: "1e-8",
+        meaning: "added to the root of the latter",
+    },
+    Argument {
+        key: "decay",
+        default: "0",
+        meaning: "decoupled weight decay",
+    },
+];
 
 /// Adam on selected tensors.
 pub struct BlockLlm;
@@ -28,68 +94,7 @@ impl Technique for BlockLlm {
             source: "Ramesh et al. 2024, arXiv:2406.17296; the selection of the authors' code (RAmruthaVignesh/blockllm)",
             exactness: Exactness::Lossy,
             site: Site::Update,
-            arguments: &[
-                Argument {
-                    key: "sparsity",
-                    default: "0.95",
-                    meaning: "share of the elements that is not updated",
-                },
-                Argument {
-                    key: "every",
-                    default: "1000",
-                    meaning: "steps between two tests whether to select anew",
-                },
-                Argument {
-                    key: "patience",
-                    default: "100",
-                    meaning: "losses whose mean must exceed the mean of all since the last selection",
-                },
-                Argument {
-                    key: "refresh",
-                    default: "20",
-                    meaning: "steps after which other tensors are sampled for the norm of their gradient",
-                },
-                Argument {
-                    key: "sampled",
-                    default: "1",
-                    meaning: "tensors sampled at a time",
-                },
-                Argument {
-                    key: "adapt",
-                    default: "yes",
-                    meaning: "no: keep the first selection",
-                },
-                Argument {
-                    key: "selected",
-                    default: "",
-                    meaning: "names of the tensors updated now, separated by |; none: those that take most memory, for planning",
-                },
-                Argument {
-                    key: "watched",
-                    default: "",
-                    meaning: "names of the tensors sampled now",
-                },
-                Argument {
-                    key: "beta1",
-                    default: "0.9",
-                    meaning: "decay of the mean of gradients",
-                },
-                Argument {
-                    key: "beta2",
-                    default: "0.999",
-                    meaning: "decay of the mean of their squares",
-                },
-                Argument {
-                    key: "eps",
-                    default: "1e-8",
-                    meaning: "added to the root of the latter",
-                },
-                Argument {
-                    key: "decay",
-                    default: "0",
-                    meaning: "decoupled weight decay",
-                },
-            ],
+            arguments: ARGUMENTS,
         }
     }
 
@@ -147,9 +152,21 @@ impl Technique for BlockLlm {
         at.apply(op, &[("m", wide.clone()), ("v", wide)])
     }
 
+    fn resolve(
+        &self,
+        trained: &dyn Fn() -> Result<Vec<Trained>>,
+        args: &Args,
+    ) -> Result<Option<Args>> {
+        if !names(args, "selected").is_empty() {
+            return Ok(None);
+        }
+        let (selected, watched) = worst(&settings(args)?, &trained()?);
+        Ok(Some(with(args, &selected, &watched)))
+    }
+
     fn policy(
         &self,
-        trained: &[Trained],
+        trained: &dyn Fn() -> Result<Vec<Trained>>,
         seed: u64,
         args: &Args,
     ) -> Result<Option<Box<dyn Policy>>> {
@@ -157,7 +174,7 @@ impl Technique for BlockLlm {
             return Ok(None);
         }
         let settings = settings(args)?;
-        let policy = Selection::new(settings, trained, seed, args.clone());
+        let policy = Selection::new(settings, &trained()?, seed, args.clone());
         Ok(Some(Box::new(policy)))
     }
 }
@@ -173,10 +190,24 @@ fn settings(args: &Args) -> Result<Settings> {
     })
 }
 
+/// The arguments with these tensors selected and watched.
+fn with(args: &Args, selected: &[String], watched: &[String]) -> Args {
+    let mut args = args.clone();
+    let joined = |names: &[String]| match names.is_empty() {
+        true => AUTO.to_string(),
+        false => names.join(&AND.to_string()),
+    };
+    args.0.insert("selected".to_string(), joined(selected));
+    args.0.insert("watched".to_string(), joined(watched));
+    args
+}
+
 /// Names in an argument.
 fn names<'a>(args: &'a Args, key: &str) -> Vec<&'a str> {
     let text = args.0.get(key).map_or("", String::as_str);
-    text.split(AND).filter(|n| !n.is_empty()).collect()
+    text.split(AND)
+        .filter(|n| !["", AUTO].contains(n))
+        .collect()
 }
 
 /// Names of the tensors that are updated, and of those that are only watched.
@@ -192,8 +223,5 @@ fn chosen(trained: &[Trained], args: &Args) -> Result<(Vec<String>, Vec<String>)
             return Err(Error::unknown("tensor", name, known, next));
         }
     }
-    match selected.is_empty() {
-        true => Ok((worst(&settings(args)?, trained), owned(watched))),
-        false => Ok((owned(selected), owned(watched))),
-    }
+    Ok((owned(selected), owned(watched)))
 }

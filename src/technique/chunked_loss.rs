@@ -43,6 +43,7 @@ impl Technique for ChunkedLoss {
         if !sites.matches("head") {
             return Ok(());
         }
+        let parameters = &forward.parameters;
         let step = &mut forward.step;
         let at = |name: &str| step.nodes.iter().position(|n| n.op.name() == name);
         let loss = at("cross_entropy").ok_or_else(|| no_site("no loss"))?;
@@ -58,6 +59,7 @@ impl Technique for ChunkedLoss {
         }
         let (x, weight) = (head_node.inputs[0], head_node.inputs[1]);
         let gradient = loss_node.outputs.len() == 2;
+        let trained = parameters.contains(&weight);
         let any: &dyn Any = loss_node.op.as_ref();
         let softcap = any.downcast_ref::<CrossEntropy>().and_then(|op| op.softcap);
         let format = draft.gradient_format.unwrap_or(step.type_of(weight).dtype);
@@ -66,6 +68,7 @@ impl Technique for ChunkedLoss {
             softcap,
             gradient,
             format,
+            frozen: !trained,
         });
         let inputs = [x, weight, loss_node.inputs[1], loss_node.inputs[2]];
         let spot = Spot::compute(loss_node.phase, &loss_node.block, "loss");

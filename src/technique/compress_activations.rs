@@ -98,9 +98,11 @@ fn compress(step: &mut Step, sites: &Pattern, grid: Grid) -> Result<bool> {
     let mut back = BTreeMap::new();
     for mut node in std::mem::take(&mut step.nodes) {
         if node.phase.is_later() {
-            for input in &mut node.inputs {
-                if let Some(&packed) = held.get(input) {
-                    *input = restored(step, &mut back, (*input, packed), &node.block, grid)?;
+            for input in 0..node.inputs.len() {
+                let value = node.inputs[input];
+                if let Some(&packed) = held.get(&value) {
+                    let again = restored(step, &mut back, (value, packed), &node.block, grid)?;
+                    step.redirect(&mut node, input, again);
                 }
             }
         }

@@ -91,14 +91,18 @@ fn gradients(step: &mut Step, sites: &Pattern, place: Place, grid: Grid) -> Resu
         read.extend(node.inputs.iter().filter(of).map(|&v| (v, node.stream)));
     }
     let mut away = BTreeMap::new();
+    // What updates make of gradients where they read them.
+    let mut changed: BTreeMap<TensorId, TensorId> = BTreeMap::new();
     for mut node in std::mem::take(&mut step.nodes) {
         if is_update(&node) {
             for input in 0..node.inputs.len() {
                 let value = node.inputs[input];
+                node.inputs[input] = changed.get(&value).copied().unwrap_or(value);
                 if let Some(&packed) = away.get(&value) {
                     let at = step.type_of(value).clone();
                     let op = Decompress { grid, at };
-                    node.inputs[input] = beside(step, op, (value, packed), &node, "decompress")?;
+                    let copy = beside(step, op, (value, packed), &node, "decompress")?;
+                    changed.extend(step.redirect(&mut node, input, copy));
                 }
             }
         }
@@ -129,19 +133,10 @@ fn states(step: &mut Step, sites: &Pattern, place: Place, grid: Grid) -> Result<
             }
             let home = homed(step, &mut homes, value, place, grid);
             let at = step.type_of(value).clone();
-            let over = step
-                .overwrites(&node)
-                .iter()
-                .position(|&o| o == Some(input));
             let op = Decompress { grid, at };
             let copy = beside(step, op, (value, home), &node, "decompress")?;
-            node.inputs[input] = copy;
-            if let Some(output) = over {
-                let mut next = step.tensor(copy).clone();
-                next.version += 1;
-                step.tensors.push(next);
-                node.outputs[output] = TensorId(step.tensors.len() as u32 - 1);
-                changed.push((value, node.outputs[output]));
+            if let Some((_, made)) = step.redirect(&mut node, input, copy) {
+                changed.push((value, made));
             }
         }
         step.nodes.push(node.clone());

@@ -257,7 +257,9 @@ impl Estimator {
             inputs.push(at);
             if master {
                 let wide = format.with(DType::F32);
-                inputs.push(self.kept(&format!("{name}.master"), wide, First::Model));
+                // It starts as the parameter does.
+                let first = self.step.storage_of(*parameter).first.clone();
+                inputs.push(self.kept(&format!("{name}.master"), wide, first));
             }
             for suffix in states {
                 inputs.push(self.kept(&format!("{name}.{suffix}"), format.clone(), First::Zero));

@@ -4,6 +4,7 @@ mod accumulate;
 mod adafactor;
 mod adamw;
 mod adamw8bit;
+mod adapter;
 mod args;
 mod blockllm;
 mod chunked_loss;
@@ -13,14 +14,20 @@ mod compress_offload;
 mod estimator;
 mod flash_attention;
 mod forward_gradient;
+mod frozen;
 mod fused_update;
 mod galore;
+mod int8_weights;
 mod lion;
+mod lora;
 mod microadam;
 mod mixed_precision;
+mod nf4_weights;
 mod offload;
 mod pattern;
 mod policy;
+mod prefix_tuning;
+mod prompt_tuning;
 mod recipe;
 mod recompute;
 mod sgd;
@@ -43,6 +50,7 @@ use crate::graph::build::Forward;
 use crate::graph::tensor::{DType, Name};
 use crate::graph::{Step, StepSet};
 use crate::spec::job::{Exactness, Precision};
+use crate::spec::model::Family;
 
 /// All techniques, in the order they are shown and applied.
 pub const TECHNIQUES: &[&dyn Technique] = &[
@@ -56,6 +64,12 @@ pub const TECHNIQUES: &[&dyn Technique] = &[
     &galore::GaLore,
     &microadam::MicroAdam,
     &clip::Clip,
+    &lora::Lora,
+    &adapter::Adapter,
+    &prefix_tuning::PrefixTuning,
+    &prompt_tuning::PromptTuning,
+    &nf4_weights::Nf4Weights,
+    &int8_weights::Int8Weights,
     &flash_attention::FlashAttention,
     &chunked_loss::ChunkedLoss,
     &fused_update::FusedUpdate,
@@ -105,6 +119,8 @@ pub struct Trained {
     pub name: Name,
     /// Its number of elements.
     pub elements: u64,
+    /// Its last length: the width of what a matrix is multiplied by.
+    pub columns: u64,
 }
 
 impl Trained {
@@ -113,6 +129,7 @@ impl Trained {
         let trained = |&id| Trained {
             name: forward.step.storage_of(id).name.clone(),
             elements: forward.step.type_of(id).elements(),
+            columns: forward.step.type_of(id).columns(),
         };
         forward.parameters.iter().map(trained).collect()
     }
@@ -147,6 +164,8 @@ pub struct Argument {
 /// What is decided before any node exists.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Draft {
+    /// The model's family.
+    pub family: Family,
     /// Sequences of a step.
     pub batch: u64,
     /// Format of parameters and activations.
@@ -163,6 +182,8 @@ pub struct Draft {
     pub max_norm: Option<f64>,
     /// Whether a parameter is updated as soon as its gradient is whole.
     pub fused_update: bool,
+    /// The technique that trains parameters of its own in place of the model's, which are frozen.
+    pub adapter: Option<&'static str>,
     /// How the loss is differentiated.
     pub derivative: Derivative,
 }
@@ -239,13 +260,25 @@ pub trait Technique: Sync {
         Ok(None)
     }
 
+    /// Arguments with what depends on the model filled in, where anything does: over the parameters that would be trained without it.
+    ///
+    /// # Errors
+    /// Where an argument is wrong.
+    fn resolve(
+        &self,
+        _trained: &dyn Fn() -> Result<Vec<Trained>>,
+        _args: &Args,
+    ) -> Result<Option<Args>> {
+        Ok(None)
+    }
+
     /// What decides between steps, where anything does: over the parameters that would be trained without it.
     ///
     /// # Errors
     /// Where an argument is wrong.
     fn policy(
         &self,
-        _trained: &[Trained],
+        _trained: &dyn Fn() -> Result<Vec<Trained>>,
         _seed: u64,
         _args: &Args,
     ) -> Result<Option<Box<dyn Policy>>> {

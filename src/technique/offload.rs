@@ -226,8 +226,10 @@ fn send_away(
     let mut away = BTreeMap::new();
     for mut node in std::mem::take(&mut step.nodes) {
         if later(&node) {
-            for input in &mut node.inputs {
-                *input = away.get(input).copied().unwrap_or(*input);
+            for input in 0..node.inputs.len() {
+                if let Some(&sent) = away.get(&node.inputs[input]) {
+                    away.extend(step.redirect(&mut node, input, sent));
+                }
             }
         }
         let sent: Vec<TensorId> = node

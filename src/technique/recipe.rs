@@ -35,6 +35,13 @@ pub const RECIPES: &[Recipe] = &[
         composed_of: &["sgd:momentum=0", "fused_update"],
     },
     Recipe {
+        name: "qlora",
+        aliases: &[],
+        summary: "low-rank updates of all linear layers beside weights held in 4 bits",
+        source: "Dettmers et al. 2023, arXiv:2305.14314",
+        composed_of: &["lora:targets=all-linear", "nf4_weights"],
+    },
+    Recipe {
         name: "mezo",
         aliases: &[],
         summary: "zeroth-order descent that moves the weights where they are: the memory of inference",

@@ -31,7 +31,10 @@ impl<'a> Update<'a> {
     ) -> Update<'a> {
         let name = format!("{}.master", step.storage_of(parameter).name);
         let at = step.type_of(parameter).with(DType::F32);
-        let mut kept = || step.persistent(&name, at.clone(), Place::Gpu, Role::OptimizerState);
+        // It starts as the parameter does.
+        let first = step.storage_of(parameter).first.clone();
+        let role = Role::OptimizerState;
+        let mut kept = || step.persistent_as(&name, at.clone(), Place::Gpu, role, first.clone());
         let master = draft.master.then(&mut kept);
         Update {
             step,

@@ -24,6 +24,7 @@ impl Builder<'_> {
         let shape = AttentionShape {
             batch: self.options.batch,
             seq: self.options.seq,
+            past: 0,
             heads: model.heads,
             kv_heads: model.kv_heads,
             head_dim: model.head_dim,
@@ -65,6 +66,7 @@ impl Builder<'_> {
                 let rope = Rope {
                     batch: self.options.batch,
                     seq: self.options.seq,
+                    first: 0,
                     heads,
                     head_dim: model.head_dim,
                     rotary: rotary.clone(),

@@ -21,8 +21,8 @@ pub use super::scores::AttentionShape;
 /// Queries of a task.
 pub(super) const QUERIES: usize = 64;
 
-/// Inputs q (N, heads D), k and v (N, kv_heads D); outputs out (N, heads D) and the probabilities
-/// before dropout (B heads T, T).
+/// Inputs q (N, heads D), k and v (B (P + T), kv_heads D); outputs out (N, heads D) and the probabilities
+/// before dropout (B heads T, P + T).
 #[derive(Debug, Clone)]
 pub struct Attention {
     /// What is attended to.
@@ -44,7 +44,7 @@ impl Op for Attention {
         expect_inputs(self.name(), inputs, 3)?;
         self.shape.check(self.name(), inputs)?;
         let s = &self.shape;
-        let probs = Type::new(&[s.batch * s.heads * s.seq, s.seq], inputs[0].dtype);
+        let probs = Type::new(&[s.batch * s.heads * s.seq, s.keys()], inputs[0].dtype);
         Ok(vec![Output::Fresh(inputs[0].clone()), Output::Fresh(probs)])
     }
     fn scratch(&self, inputs: &[Type], backend: Backend) -> Bytes {
@@ -67,13 +67,13 @@ impl Op for Attention {
     }
     fn cpu(&self, io: &mut Io) -> Result<()> {
         let dropout = Dropout::new(&self.shape, io.key, io.scalars);
-        let seq = self.shape.seq as usize;
+        let (seq, keys) = (self.shape.seq as usize, self.shape.keys() as usize);
         let [out, probs] = exactly(self.name(), &mut io.outputs)?;
         with_float!(self.name(), out.at.dtype, T => {
             let qkv = [0, 1, 2].map(|i| self.shape.heads_of(i, io.inputs[i].of::<T>()));
             let pieces = self.pieces(T::DTYPE.is_half());
-            let probs = probs.of::<T>().chunks_mut(seq * seq);
-            let probs = probs.flat_map(|head| head.chunks_mut(QUERIES * seq));
+            let probs = probs.of::<T>().chunks_mut(seq * keys);
+            let probs = probs.flat_map(|head| head.chunks_mut(QUERIES * keys));
             let jobs = self.shape.query_blocks().zip(self.shape.out_tiles(out.of::<T>()).zip(probs));
             run_all(jobs, io.scratch, slot_of(pieces), |(at, (mut out, probs)), slot| {
                 self.block(qkv, dropout, at, &mut out, probs, carve(slot, pieces));
@@ -86,7 +86,7 @@ impl Op for Attention {
 impl Attention {
     /// f32 scratch of a task: scores, sums of values; widened queries, keys and values.
     fn pieces(&self, half: bool) -> [usize; 5] {
-        let (t, d) = (self.shape.seq as usize, self.shape.head_dim as usize);
+        let (t, d) = (self.shape.keys() as usize, self.shape.head_dim as usize);
         let wide = usize::from(half);
         [
             QUERIES * t,
@@ -114,7 +114,7 @@ impl Attention {
         let v = widened(v.tile(batch, kv, span.clone()), v_room);
         let mut tile = TileMut::new(scores, count, span.len());
         product(&mut tile, q, k.t(), shape.scale as f32, false);
-        let probs = probs.chunks_exact_mut(shape.seq as usize);
+        let probs = probs.chunks_exact_mut(shape.keys() as usize);
         for ((row, i), probs) in at.rows.clone().enumerate().zip(probs) {
             let scores = tile.row(row);
             if let Some(cap) = shape.softcap {
@@ -155,7 +155,7 @@ impl Op for AttentionBackward {
         Ok(inputs[1..4].iter().cloned().map(Output::Fresh).collect())
     }
     fn scratch(&self, _: &[Type], backend: Backend) -> Bytes {
-        let keys = self.shape.seq as usize;
+        let keys = self.shape.keys() as usize;
         slots(slot(&self.shape, keys), backend)
     }
     fn work(&self, inputs: &[Type], outputs: &[Type]) -> Work {
@@ -174,7 +174,7 @@ impl Op for AttentionBackward {
             let gradients = Gradients {
                 shape: &self.shape,
                 dropout,
-                keys: self.shape.seq as usize,
+                keys: self.shape.keys() as usize,
                 dout: self.shape.heads_of(0, dout),
                 q: self.shape.heads_of(0, q),
                 k: self.shape.heads_of(1, k),
@@ -214,14 +214,13 @@ impl Block {
 impl AttentionShape {
     /// The heads of q (index 0), k (1) or v (2).
     pub(super) fn heads_of<'a, T>(&self, index: usize, data: &'a [T]) -> Heads<'a, T> {
-        let count = if index == 0 {
-            self.heads
-        } else {
-            self.kv_heads
+        let (count, seq) = match index {
+            0 => (self.heads, self.seq),
+            _ => (self.kv_heads, self.keys()),
         };
         Heads {
             data,
-            seq: self.seq as usize,
+            seq: seq as usize,
             count: count as usize,
             width: self.head_dim as usize,
         }

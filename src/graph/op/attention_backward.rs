@@ -12,7 +12,7 @@ use super::tile::{Cut, Heads, TileMut, carve, packed, pieces, product, run_all, 
 /// What the forward pass left to find the probabilities again.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Saved<'a, T> {
-    /// The probabilities before dropout (B heads T, T).
+    /// The probabilities before dropout (B heads T, P + T).
     Probabilities(&'a [T]),
     /// The output and each row's log of the sum of exponentials (B heads, T).
     Output(Heads<'a, T>, &'a [f32]),
@@ -49,7 +49,7 @@ struct Room<'a> {
     dout: &'a mut [f32],
 }
 
-/// Keys and values (T, D) of one head and the sums of their gradients.
+/// Keys and values (P + T, D) of one head and the sums of their gradients.
 struct Shared<'a> {
     k: Mat<'a, f32>,
     v: Mat<'a, f32>,
@@ -61,17 +61,18 @@ impl<T: Element> Gradients<'_, T> {
     /// Computes dq, dk and dv, one task for each key head of each sequence.
     pub fn run(&self, [dq, dk, dv]: [&mut [T]; 3], scratch: &mut [u8]) {
         let shape = self.shape;
-        let [batch, seq, kv, d] =
-            [shape.batch, shape.seq, shape.kv_heads, shape.head_dim].map(|n| n as usize);
-        let cut = |width: usize| Cut {
+        let [batch, kv, d] = [shape.batch, shape.kv_heads, shape.head_dim].map(|n| n as usize);
+        let cut = |seq: u64, width: usize| Cut {
             batch,
-            seq,
+            seq: seq as usize,
             columns: kv * width,
-            height: seq,
+            height: seq as usize,
             width,
         };
-        let made = cut(d).tiles(dk).zip(cut(d).tiles(dv));
-        let jobs = cut(shape.group() * d).tiles(dq).zip(made).enumerate();
+        let keys = shape.keys();
+        let made = cut(keys, d).tiles(dk).zip(cut(keys, d).tiles(dv));
+        let queries = cut(shape.seq, shape.group() * d).tiles(dq);
+        let jobs = queries.zip(made).enumerate();
         let sizes = sizes(shape, self.keys);
         run_all(
             jobs,
@@ -83,7 +84,7 @@ impl<T: Element> Gradients<'_, T> {
         );
     }
 
-    /// dq (T, group D), dk and dv (T, D) of one key head.
+    /// dq (T, group D), dk and dv (P + T, D) of one key head.
     fn group(
         &self,
         batch: usize,
@@ -92,7 +93,7 @@ impl<T: Element> Gradients<'_, T> {
         (mut made_k, mut made_v): (TileMut<T>, TileMut<T>),
         room: [&mut [f32]; 12],
     ) {
-        let (seq, d, group) = (self.k.seq, self.k.width, self.shape.group());
+        let (keys, d, group) = (self.k.seq, self.k.width, self.shape.group());
         let [p, dp, slopes, factors, deltas, dq, q, dout, dk, dv, k, v] = room;
         dk.fill(0.0);
         dv.fill(0.0);
@@ -110,11 +111,11 @@ impl<T: Element> Gradients<'_, T> {
             q,
             dout,
         };
-        let k = packed(self.k.tile(batch, kv, 0..seq), k);
-        let v = packed(self.v.tile(batch, kv, 0..seq), v);
+        let k = packed(self.k.tile(batch, kv, 0..keys), k);
+        let v = packed(self.v.tile(batch, kv, 0..keys), v);
         let mut shared = Shared { k, v, dk, dv };
         for member in 0..group {
-            for rows in pieces(0..seq, QUERIES) {
+            for rows in pieces(0..self.q.seq, QUERIES) {
                 let head = kv * group + member;
                 let at = Block {
                     batch,
@@ -244,7 +245,7 @@ pub(super) fn slot(shape: &AttentionShape, keys: usize) -> usize {
 /// f32 scratch of a task: the pieces of [`Room`], then dk, dv and the packed keys and values.
 fn sizes(shape: &AttentionShape, keys: usize) -> [usize; 12] {
     let (whole, block) = (
-        (shape.seq * shape.head_dim) as usize,
+        (shape.keys() * shape.head_dim) as usize,
         QUERIES * shape.head_dim as usize,
     );
     let tile = QUERIES * keys;

@@ -16,7 +16,7 @@ use crate::spec::job::Backend;
 use crate::spec::units::Bytes;
 use crate::with_float;
 
-/// Inputs q (N, heads D), k and v (N, kv_heads D), out (N, heads D), then the tangents of q, k and v; output the tangent of out.
+/// Inputs q (N, heads D), k and v (B (P + T), kv_heads D), out (N, heads D), then the tangents of q, k and v; output the tangent of out.
 ///
 /// With e = exp(score - peak) and the factors f of dropout, out = Σ f e v / Σ e, so its tangent is
 /// (Σ f e (dscore v + dv) - out Σ e dscore) / Σ e: one pass over tiles of keys, as Dao et al. 2022 go forward.
@@ -98,7 +98,7 @@ impl AttentionTangent {
     /// f32 scratch of a task: the parts of [`Scores`] and [`Sums`]; queries, keys and values with their tangents, widened.
     fn pieces(&self, half: bool) -> [usize; 13] {
         let (d, wide) = (self.shape.head_dim as usize, usize::from(half));
-        let (width, rows, values) = (KEYS.min(self.shape.seq as usize), QUERIES, QUERIES * d);
+        let (width, rows, values) = (KEYS.min(self.shape.keys() as usize), QUERIES, QUERIES * d);
         let (tile, queries, keys) = (QUERIES * width, wide * values, wide * width * d);
         [
             tile, tile, width, rows, rows, rows, values, queries, queries, keys, keys, keys, keys,

@@ -91,6 +91,57 @@ impl Op for Sum {
     }
 }
 
+/// `x *= by`, in place of x or in a storage of its own.
+#[derive(Debug, Clone)]
+pub struct Scale {
+    /// The factor.
+    pub by: f64,
+    /// Whether the product overwrites x.
+    pub in_place: bool,
+}
+
+impl Op for Scale {
+    fn name(&self) -> &'static str {
+        "scale"
+    }
+    fn outputs(&self, inputs: &[Type]) -> Result<Vec<Output>> {
+        expect_inputs(self.name(), inputs, 1)?;
+        Ok(vec![match self.in_place {
+            true => Output::Overwrite { of: 0 },
+            false => Output::Fresh(inputs[0].clone()),
+        }])
+    }
+    fn work(&self, inputs: &[Type], outputs: &[Type]) -> Work {
+        Work {
+            matmul: 0,
+            vector: outputs[0].elements(),
+            bytes: traffic(inputs, outputs),
+        }
+    }
+    fn backward(&self, at: &mut Backward) -> Result<()> {
+        let Some(dy) = at.grad(0) else { return Ok(()) };
+        let in_place = at.owns_grad(0);
+        let dx = at.emit(Scale { in_place, ..*self }, &[dy])?[0];
+        at.give(0, dx)
+    }
+    fn tangent(&self, at: &mut Tangent) -> Result<()> {
+        let in_place = at.owns(0);
+        at.product_rule(Scale { in_place, ..*self })
+    }
+    fn cpu(&self, io: &mut Io) -> Result<()> {
+        let (x, y, by) = (io.inputs[0], &mut io.outputs[0], self.by as f32);
+        with_float!("scale", y.at.dtype, T => {
+            y.of::<T>().par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, y)| {
+                if !self.in_place {
+                    y.copy_from_slice(&x.of()[chunk * CHUNK..chunk * CHUNK + y.len()]);
+                }
+                y.iter_mut().for_each(|y| *y = T::narrow(y.wide() * by));
+            });
+            Ok(())
+        })
+    }
+}
+
 /// Zeros of a type: the tangent of what does not move, where a rule needs one.
 #[derive(Debug)]
 pub struct Zero {

@@ -18,7 +18,7 @@ use crate::with_float;
 /// Keys of a tile.
 pub(super) const KEYS: usize = 256;
 
-/// Inputs q (N, heads D), k and v (N, kv_heads D); outputs out (N, heads D) and each row's log of the
+/// Inputs q (N, heads D), k and v (B (P + T), kv_heads D); outputs out (N, heads D) and each row's log of the
 /// sum of exponentials (B heads, T).
 #[derive(Debug, Clone)]
 pub struct FlashAttention {

@@ -17,9 +17,9 @@ use rayon::prelude::*;
 /// (Hsu et al. 2024, Liger Kernel, arXiv:2410.10989).
 ///
 /// Inputs: x (N, H), weight (V, H), targets (N) (U32), scale (2) (F32). Outputs: loss (1) (F32) and, with `gradient`,
-/// dx (N, H) and dweight (V, H) in `format`. Logits and their gradient are f32, in scratch, one chunk at a time;
+/// dx (N, H) and, unless `frozen`, dweight (V, H) in `format`. Logits and their gradient are f32, in scratch, one chunk at a time;
 /// a 16-bit dweight over several chunks is summed in f32 in scratch too and rounded once.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct LinearCrossEntropy {
     /// Tokens per chunk.
     pub rows: u64,
@@ -29,6 +29,23 @@ pub struct LinearCrossEntropy {
     pub gradient: bool,
     /// Format of dweight.
     pub format: DType,
+    /// Whether the weight gets no gradient.
+    pub frozen: bool,
+}
+
+impl std::fmt::Debug for LinearCrossEntropy {
+    /// Programs are told apart by this text: for a weight that is trained it is as it was before others could be frozen.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut text = f.debug_struct("LinearCrossEntropy");
+        text.field("rows", &self.rows)
+            .field("softcap", &self.softcap)
+            .field("gradient", &self.gradient)
+            .field("format", &self.format);
+        if self.frozen {
+            text.field("frozen", &true);
+        }
+        text.finish()
+    }
 }
 
 /// Every part of scratch begins on such a boundary.
@@ -45,7 +62,8 @@ impl LinearCrossEntropy {
     /// How scratch is cut, before what the products need.
     fn parts(&self, x: &Type, weight: &Type) -> Parts {
         let rows = self.rows.min(x.rows());
-        let summed = self.gradient && self.format.is_half() && x.rows() > rows;
+        let weighs = self.gradient && !self.frozen;
+        let summed = weighs && self.format.is_half() && x.rows() > rows;
         Parts {
             logits: Bytes(rows * weight.rows() * 4).round_up(ALIGN),
             losses: Bytes(x.rows() * 8).round_up(ALIGN),
@@ -73,6 +91,8 @@ impl Op for LinearCrossEntropy {
         let mut outputs = vec![Output::Fresh(Type::new(&[1], DType::F32))];
         if self.gradient {
             outputs.push(Output::Fresh(x.clone()));
+        }
+        if self.gradient && !self.frozen {
             outputs.push(Output::Fresh(weight.with(self.format)));
         }
         Ok(outputs)
@@ -92,9 +112,10 @@ impl Op for LinearCrossEntropy {
         let capped = 1 + u64::from(self.softcap.is_some());
         // Logits are written and read; with gradients overwritten by theirs, which two products read. Every chunk
         // reads the weight, with gradients twice, and adds to the f32 sum of its gradient.
-        let (products, passes, moves, weights) = match self.gradient {
-            true => (3, 2, 5, 2 * weight.bytes().0 + 8 * weight.elements()),
-            false => (1, 1, 2, weight.bytes().0),
+        let (products, passes, moves, weights) = match (self.gradient, self.frozen) {
+            (true, false) => (3, 2, 5, 2 * weight.bytes().0 + 8 * weight.elements()),
+            (true, true) => (2, 2, 4, 2 * weight.bytes().0),
+            (false, _) => (1, 1, 2, weight.bytes().0),
         };
         Work {
             matmul: products * 2 * logits * x.columns(),
@@ -106,7 +127,7 @@ impl Op for LinearCrossEntropy {
         expect(self.name(), self.gradient, || {
             "was built to evaluate, without its gradients".to_string()
         })?;
-        if at.wants(1) {
+        if at.wants(1) && !self.frozen {
             at.give_output(2, 1)?;
         }
         if at.wants(0) {
@@ -171,12 +192,13 @@ impl LinearCrossEntropy {
         let (losses, rest) = carve::<f64>(rest, parts.losses);
         let (sum, products) = carve::<f32>(rest, parts.sum);
         let losses = &mut losses[..x.at.rows() as usize];
-        let [loss, dx, dweight] = &mut io.outputs[..] else {
+        let [loss, dx, rest @ ..] = &mut io.outputs[..] else {
             return Ok(());
         };
+        let mut dweight = rest.first_mut().map(|dweight| dweight.of::<G>());
         let (vocab, hidden) = (weight.at.rows() as usize, weight.at.columns() as usize);
         let weight = Mat::new(weight.of::<T>(), vocab, hidden);
-        let (rows, dweight) = (self.rows as usize, dweight.of::<G>());
+        let rows = self.rows as usize;
         let chunks = x.of::<T>().chunks(rows * hidden);
         let chunks = chunks.zip(dx.of::<T>().chunks_mut(rows * hidden));
         let labels = io.inputs[2].of::<u32>().chunks(rows);
@@ -188,12 +210,17 @@ impl LinearCrossEntropy {
             kernel.differentiate(logits, targets, losses);
             let dlogits = Mat::new(&*logits, targets.len(), vocab);
             matmul(dx, hidden, dlogits, weight, false, products);
-            match sum.is_empty() {
-                true => matmul(dweight, hidden, dlogits.t(), x, index > 0, products),
-                false => matmul(sum, hidden, dlogits.t(), x, index > 0, products),
+            match &mut dweight {
+                None => {}
+                Some(dweight) if sum.is_empty() => {
+                    matmul(dweight, hidden, dlogits.t(), x, index > 0, products);
+                }
+                Some(_) => matmul(sum, hidden, dlogits.t(), x, index > 0, products),
             }
         }
-        narrow(dweight, sum);
+        if let Some(dweight) = dweight {
+            narrow(dweight, sum);
+        }
         set_loss(loss, kernel.total(losses))
     }
 }
@@ -276,6 +303,7 @@ impl Op for LinearCrossEntropyTangent {
             softcap: self.softcap,
             gradient: false,
             format: inputs[1].dtype,
+            frozen: true,
         };
         let moved = [(self.input, &inputs[0]), (self.weight, &inputs[1])];
         let moved = moved.into_iter().filter(|(moves, _)| *moves);

@@ -8,7 +8,7 @@ use super::{Element, Io, Op, Output, View, ViewMut, Work, expect, traffic};
 use crate::error::Result;
 use crate::graph::backward::Backward;
 use crate::graph::tangent::Tangent;
-use crate::graph::tensor::{DType, Type};
+use crate::graph::tensor::{DType, TensorId, Type};
 use crate::spec::job::Backend;
 use crate::spec::units::Bytes;
 use crate::with_float;
@@ -115,9 +115,7 @@ impl Op for Linear {
             terms.push(at.emit(op, &inputs)?[0]);
         }
         if let Some(bias) = bias {
-            let rows = at.zero(at.output(0))?;
-            let op = PositionEmbedding { seq: 1, offset: 0 };
-            terms.push(at.emit(op, &[rows, bias])?[0]);
+            terms.push(repeat_bias(at, bias)?);
         }
         at.give_sum(&terms)
     }
@@ -270,8 +268,15 @@ fn sum_rows<T: Element>(dy: View, into: &mut ViewMut, scratch: &mut [u8]) -> Res
     })
 }
 
+/// Rows like output 0, each of them `bias`: the tangent of a layer of which only the bias moves.
+pub(super) fn repeat_bias(at: &mut Tangent, bias: TensorId) -> Result<TensorId> {
+    let rows = at.zero(at.output(0))?;
+    let op = PositionEmbedding { seq: 1, offset: 0 };
+    Ok(at.emit(op, &[rows, bias])?[0])
+}
+
 /// Adds `bias` to every row of `y`.
-fn add_bias<T: Element>(y: &mut [T], bias: &[T]) {
+pub(super) fn add_bias<T: Element>(y: &mut [T], bias: &[T]) {
     y.par_chunks_mut(bias.len())
         .with_min_len(16)
         .for_each(|row| {
@@ -282,7 +287,7 @@ fn add_bias<T: Element>(y: &mut [T], bias: &[T]) {
 }
 
 /// A two-dimensional input as a matrix.
-fn mat<T: Element>(view: View<'_>) -> Mat<'_, T> {
+pub(super) fn mat<T: Element>(view: View<'_>) -> Mat<'_, T> {
     Mat::new(
         view.of(),
         view.at.rows() as usize,

@@ -1,5 +1,7 @@
 //! Rotary position embedding (Su et al. 2021), half-split as in Hugging Face's `rotate_half`.
 
+use std::fmt;
+
 use rayon::prelude::*;
 
 use super::simd::vectorized;
@@ -19,12 +21,14 @@ const STEPS: usize = 64;
 
 /// Rotates the first `rotary.dims` of each head of x (N, heads * head_dim) by the row's position; the
 /// inverse rotation is the derivative.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Rope {
     /// Sequences (B); N = B T.
     pub batch: u64,
     /// Positions of a sequence (T).
     pub seq: u64,
+    /// The first of them.
+    pub first: u64,
     /// Heads.
     pub heads: u64,
     /// Columns of a head.
@@ -35,6 +39,23 @@ pub struct Rope {
     pub inverse: bool,
     /// Whether the result overwrites input 0; else it has a storage of its own.
     pub in_place: bool,
+}
+
+impl fmt::Debug for Rope {
+    /// Programs are told apart by this text: from position 0 on it is as it was before there was another.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut text = f.debug_struct("Rope");
+        text.field("batch", &self.batch).field("seq", &self.seq);
+        if self.first > 0 {
+            text.field("first", &self.first);
+        }
+        text.field("heads", &self.heads)
+            .field("head_dim", &self.head_dim)
+            .field("rotary", &self.rotary)
+            .field("inverse", &self.inverse)
+            .field("in_place", &self.in_place)
+            .finish()
+    }
 }
 
 impl Op for Rope {
@@ -124,7 +145,8 @@ impl Rope {
             for pair in 0..dims / 2 {
                 let angle = self.rotary.frequency(pair) * if self.inverse { -1.0 } else { 1.0 };
                 let (step_sin, step_cos) = angle.sin_cos();
-                let (mut sin, mut cos) = (angle * (task * STEPS) as f64).sin_cos();
+                let start = self.first + (task * STEPS) as u64;
+                let (mut sin, mut cos) = (angle * start as f64).sin_cos();
                 for row in rows.chunks_exact_mut(dims) {
                     row[pair] = cos as f32;
                     row[pair + dims / 2] = sin as f32;

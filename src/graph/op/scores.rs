@@ -1,5 +1,6 @@
 //! What happens to rows of attention scores between the matrix products.
 
+use std::fmt;
 use std::ops::Range;
 
 use super::simd::{self, max_of, sum_of, sum_of_triples, vectorized};
@@ -10,12 +11,14 @@ use crate::graph::random::Key;
 use crate::graph::tensor::Type;
 
 /// What attention attends to. Query head h reads key and value head `h / (heads / kv_heads)`.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct AttentionShape {
     /// Sequences (B); N = B T.
     pub batch: u64,
     /// Positions of a sequence (T).
     pub seq: u64,
+    /// Keys and values before those of a sequence (P), which come from elsewhere.
+    pub past: u64,
     /// Query heads.
     pub heads: u64,
     /// Key and value heads.
@@ -34,16 +37,43 @@ pub struct AttentionShape {
     pub dropout: f64,
 }
 
+impl fmt::Debug for AttentionShape {
+    /// Programs are told apart by this text: without a past it is as it was before there was one.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut text = f.debug_struct("AttentionShape");
+        text.field("batch", &self.batch).field("seq", &self.seq);
+        if self.past > 0 {
+            text.field("past", &self.past);
+        }
+        text.field("heads", &self.heads)
+            .field("kv_heads", &self.kv_heads)
+            .field("head_dim", &self.head_dim)
+            .field("causal", &self.causal)
+            .field("window", &self.window)
+            .field("scale", &self.scale)
+            .field("softcap", &self.softcap)
+            .field("dropout", &self.dropout)
+            .finish()
+    }
+}
+
 impl AttentionShape {
+    /// Keys of a sequence (P + T).
+    pub fn keys(&self) -> u64 {
+        self.past + self.seq
+    }
+
     /// The keys that query `i` of a sequence sees.
     pub fn visible(&self, i: usize) -> Range<usize> {
-        let (seq, window) = (self.seq as usize, self.window.unwrap_or(self.seq) as usize);
+        let keys = self.keys() as usize;
+        let window = self.window.map_or(keys, |w| w as usize);
+        let i = i + self.past as usize;
         let end = if self.causal {
             i + 1
         } else {
             i.saturating_add(window)
         };
-        (i + 1).saturating_sub(window)..end.min(seq)
+        (i + 1).saturating_sub(window)..end.min(keys)
     }
 
     /// The keys that any of the queries `rows` sees.
@@ -69,19 +99,17 @@ impl AttentionShape {
         14 + cap + drop
     }
 
-    /// Fails unless `inputs` start with q (N, heads D), k and v (N, kv_heads D).
+    /// Fails unless `inputs` start with q (N, heads D), k and v (B (P + T), kv_heads D).
     pub(super) fn check(&self, op: &'static str, inputs: &[Type]) -> Result<()> {
-        let rows = self.batch * self.seq;
-        let columns = [self.heads, self.kv_heads, self.kv_heads].map(|h| h * self.head_dim);
+        let (queries, keys) = ((self.heads, self.seq), (self.kv_heads, self.keys()));
+        let shape = |(heads, rows)| [self.batch * rows, heads * self.head_dim];
+        let shapes = [queries, keys, keys].map(shape);
         let good = self.seq > 0
             && self.kv_heads > 0
             && self.heads.is_multiple_of(self.kv_heads)
             && self.window != Some(0)
             && inputs.len() >= 3
-            && inputs
-                .iter()
-                .zip(columns)
-                .all(|(t, c)| t.shape == [rows, c])
+            && inputs.iter().zip(shapes).all(|(t, shape)| t.shape == shape)
             && inputs[..3].iter().all(|t| t.dtype == inputs[0].dtype);
         expect(op, good, || {
             format!("takes q, k, v of {self:?}; got {inputs:?}")
@@ -94,7 +122,7 @@ impl AttentionShape {
 pub struct Dropout {
     key: Key,
     first: u64,
-    seq: u64,
+    keys: u64,
     rate: f32,
 }
 
@@ -103,8 +131,8 @@ impl Dropout {
     pub fn new(shape: &AttentionShape, key: Key, scalars: Scalars) -> Dropout {
         Dropout {
             key,
-            first: scalars.micro * shape.batch * shape.heads * shape.seq * shape.seq,
-            seq: shape.seq,
+            first: scalars.micro * shape.batch * shape.heads * shape.seq * shape.keys(),
+            keys: shape.keys(),
             rate: shape.dropout as f32,
         }
     }
@@ -116,13 +144,13 @@ impl Dropout {
 
     /// Factors of the probabilities at `row` of (B heads T) from column `column` on: 0 or 1 / (1 - rate).
     pub fn factors(&self, row: usize, column: usize, factors: &mut [f32]) {
-        let first = self.first + row as u64 * self.seq + column as u64;
+        let first = self.first + row as u64 * self.keys + column as u64;
         draw(self.key, first, self.rate, factors);
     }
 
     /// Applies the factors to probabilities.
     pub fn apply(&self, row: usize, column: usize, probs: &mut [f32]) {
-        let first = self.first + row as u64 * self.seq + column as u64;
+        let first = self.first + row as u64 * self.keys + column as u64;
         drop(self.key, first, self.rate, probs);
     }
 }

@@ -1,5 +1,7 @@
 //! The combinations that are held against what really happens.
 
+mod adapted;
+
 use super::{array, rules};
 use crate::error::Result;
 use crate::machine::cpu::Settings;
@@ -184,7 +186,7 @@ const HELD: Table = Table {
 };
 
 /// All tables, in order.
-const TABLES: [&Table; 4] = [&FULL, &ESTIMATED, &HELD, &rules::TABLE];
+const TABLES: [&Table; 5] = [&FULL, &ESTIMATED, &HELD, &rules::TABLE, &adapted::ADAPTED];
 
 impl Table {
     fn allowed(&self, a: (usize, usize), b: (usize, usize)) -> bool {

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use crate::error::Result;
+use crate::program::caching_allocator::AllocatorConfig;
 use crate::program::eager::requests::replayed;
 use crate::program::eager::{Class, EagerPhase, Prediction};
 use crate::spec::model::ModelSpec;
@@ -123,7 +124,9 @@ impl Figure {
     /// # Errors
     /// Where the job cannot be run.
     pub fn segments(model: &ModelSpec, options: &TorchOptions) -> Result<Bytes> {
-        Ok(replayed(model, options, &[])?.peak.reserved)
+        Ok(replayed(model, options, &[], &AllocatorConfig::default())?
+            .peak
+            .reserved)
     }
 
     /// What the counter would show; `segments` are the allocator's, where they were replayed.

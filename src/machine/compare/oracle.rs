@@ -54,6 +54,7 @@ pub(super) fn case(line: usize, id: &str, fields: &Fields) -> Result<Case, Reaso
     let options = Value::Object(fields.object("options")?.0.clone());
     let options = TorchOptions::from_json(&options);
     Ok(Case {
+        timed: None,
         line,
         id: id.to_string(),
         model: model.map_err(|e| e.to_string())?,

@@ -5,6 +5,7 @@ use serde_json::Value;
 use super::arch::{self, Arch};
 use super::figure::Figure;
 use super::record::{Fields, Reason, Refusal};
+use super::timed::timed;
 use super::vocabulary::{self as words, Offload, Precision, Update, meaning};
 use super::{Case, Target};
 use crate::spec::model::{Head, ModelSpec};
@@ -68,7 +69,14 @@ pub(super) fn case(line: usize, id: &str, fields: &Fields) -> Result<Case, Refus
     }
     practised(&mut options, &practice, &update, &precision);
     let options = checked(&options)?;
+    let on_host = if update.on_host {
+        params(fields, &arch)?
+    } else {
+        0
+    };
+    let timed = timed(fields, &options, &practice, on_host, &mut assumed)?;
     Ok(Case {
+        timed,
         line,
         id: id.to_string(),
         model,

@@ -1,30 +1,21 @@
 //! The outside of a training run's programs: batches and weights in, losses and saves out.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 
 use super::initial::initial;
-use super::save::{Save, Saved};
+use super::origin::Origin;
+use super::quantize::derive;
+use super::save::Save;
 use super::text::Batch;
-use super::weights::WeightFiles;
 use crate::error::{Error, Result};
 use crate::graph::build::{LOSS, SCALE, TARGETS, TOKENS};
-use crate::graph::op::Port;
-use crate::graph::tensor::{First, Type};
+use crate::graph::op::{Element, Port};
+use crate::graph::tensor::{DType, Derivation, First, Name, Type};
 use crate::plan::steps::GUARD;
 use crate::spec::model::ModelSpec;
 use crate::technique::SCALARS;
-
-/// Where persistent values come from before the first step.
-#[derive(Debug)]
-pub enum Origin {
-    /// Drawn from a seed.
-    Seed(u64),
-    /// Weights from files, optimizer state from nothing.
-    Weights(WeightFiles),
-    /// Everything from a save.
-    Saved(Box<Saved>),
-}
+use crate::with_float;
 
 /// What the next program will read, and what the last one wrote.
 #[derive(Debug, Default)]
@@ -54,6 +45,8 @@ pub struct Desk {
     model: ModelSpec,
     storages: BTreeMap<String, Kept>,
     origin: Origin,
+    /// The quantized weight whose absmaxes were last needed all at once, and they.
+    absmax: Mutex<(Name, Option<Vec<f32>>)>,
     tray: Mutex<Tray>,
 }
 
@@ -67,14 +60,13 @@ impl Desk {
             model,
             storages: named.collect(),
             origin,
+            absmax: Mutex::new(("".into(), None)),
             tray: Mutex::default(),
         }
     }
 
     fn tray(&self) -> std::sync::MutexGuard<'_, Tray> {
-        self.tray
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.tray.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Lays out the next batch: `counted` tokens count in the whole global batch.
@@ -119,7 +111,8 @@ impl Desk {
 
     /// Forgets where values came from: they are in place now.
     pub fn settle(&mut self) {
-        self.origin = Origin::Seed(0);
+        self.origin = Origin::seed(0);
+        self.absmax = Mutex::new(("".into(), None));
     }
 
     fn persistent(&self, name: &str, offset: u64, into: &mut [u8]) -> Result<()> {
@@ -128,17 +121,60 @@ impl Desk {
             .storages
             .get(name)
             .ok_or_else(|| Error::value("storage", name, "nobody knows it", next))?;
-        let parameter = name.trim_end_matches(".master");
-        match &self.origin {
-            Origin::Seed(seed) => {
-                initial(&self.model, (name, first), *seed, offset, at.dtype, into)
-            }
-            Origin::Saved(saved) => saved.read(name, offset, into),
-            Origin::Weights(files) => match files.dtype(parameter) {
-                Some(_) => files.read(parameter, offset, at.dtype, into),
-                None => initial(&self.model, (name, first), 0, offset, at.dtype, into),
-            },
+        if let Some(saved) = self.origin.saved.as_ref().filter(|_| !first.is_frozen()) {
+            return saved.read(name, offset, into);
         }
+        match first {
+            First::Derived { of, how } => self.derived(of, how, offset, into),
+            first => self.value((name, first), offset, at.dtype, into),
+        }
+    }
+
+    /// Bytes `offset..` of a value in `dtype` as it starts, from files where they have it.
+    fn value(
+        &self,
+        (name, first): (&str, &First),
+        offset: u64,
+        dtype: DType,
+        into: &mut [u8],
+    ) -> Result<()> {
+        let Origin {
+            seed,
+            weights,
+            adapter,
+            ..
+        } = &self.origin;
+        let parameter = name.strip_suffix(".master").unwrap_or(name);
+        let files = [weights, adapter].into_iter().flatten();
+        match files.into_iter().find(|f| f.dtype(parameter).is_some()) {
+            Some(files) => files.read(parameter, offset, dtype, into),
+            None => initial(&self.model, (name, first), *seed, offset, dtype, into),
+        }
+    }
+
+    /// Bytes `offset..` of a part of the quantized weight `of`.
+    fn derived(&self, of: &Name, how: &Derivation, offset: u64, into: &mut [u8]) -> Result<()> {
+        let mut absmax = self.absmax.lock().unwrap_or_else(PoisonError::into_inner);
+        if absmax.0 != *of {
+            *absmax = (of.clone(), None);
+        }
+        let source = how.source;
+        let mut bytes = Vec::new();
+        derive(how, offset, into, &mut absmax.1, &mut |first, values| {
+            bytes.resize(values.len() * source.bytes() as usize, 0);
+            self.value(
+                (of, &First::Frozen),
+                first * source.bytes(),
+                source,
+                &mut bytes,
+            )?;
+            with_float!("quantize", source, T => {
+                for (value, element) in values.iter_mut().zip(bytes.chunks_exact(size_of::<T>())) {
+                    *value = bytemuck::pod_read_unaligned::<T>(element).wide();
+                }
+                Ok(())
+            })
+        })
     }
 }
 

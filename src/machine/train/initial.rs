@@ -50,11 +50,16 @@ pub fn initial(
         }
         First::Normal(spread) => Law::Normal(*spread),
         First::Uniform(bound) => Law::Uniform(*bound),
-        First::Model => {
+        First::Model | First::Frozen => {
             let shape = names::shape(model, parameter)?;
             let elements = shape.iter().product();
             super::tensors::elements(storage, offset, into.len(), dtype, elements)?;
             law(model, parameter)
+        }
+        First::Derived { of, .. } => {
+            let why = "it is made of another weight";
+            let next = format!("read {of} and quantize it");
+            return Err(Error::value("storage", storage, why, next));
         }
     };
     let (key, start) = (Key::new(seed, 0, parameter), offset / dtype.bytes());

@@ -1,11 +1,13 @@
 //! The parameters of a model by this package's names, and where Hugging Face files keep each of them.
 
+mod adapters;
 mod families;
 mod mapping;
 
 use crate::error::{Error, Result};
 use crate::spec::model::{Head, ModelSpec, NormKind, NormPlacement, Position};
 
+pub use adapters::{Kind, listed, place};
 pub use families::spellings;
 pub use mapping::{Mapping, Piece, Strip};
 

@@ -9,6 +9,7 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::adapter;
 use super::names::{self, Mapping, Strip};
 use super::tensors::{Entry, TensorFile, elements};
 use crate::error::{Error, Result};
@@ -25,8 +26,15 @@ const WEIGHTS: &str = "model.safetensors";
 const STATE: &str = "state.safetensors";
 const CONFIG: &str = "config.json";
 const PROGRESS: &str = "memfit.json";
-/// All of them.
-const FILES: [&str; 4] = [WEIGHTS, STATE, CONFIG, PROGRESS];
+/// All of them, and those of adapters.
+const FILES: [&str; 6] = [
+    WEIGHTS,
+    STATE,
+    CONFIG,
+    PROGRESS,
+    adapter::WEIGHTS,
+    adapter::CONFIG,
+];
 
 /// A save being written. Until [`Save::finish`] returns, the folder holds what it held before; a save that is
 /// dropped leaves no trace.
@@ -36,6 +44,8 @@ pub struct Save {
     weights: TensorFile,
     state: TensorFile,
     storages: BTreeMap<String, Storage>,
+    /// The config of the adapter, where the model is frozen.
+    adapter: Option<String>,
 }
 
 /// What a storage becomes in the files.
@@ -54,14 +64,44 @@ impl Save {
     /// # Errors
     /// Where the folder holds something else than a save or cannot be written, or a parameter is not among `storages`.
     pub fn begin(dir: &Path, model: &ModelSpec, storages: &[(String, Type)]) -> Result<Save> {
-        let storages = places(model, storages)?;
+        Save::with(dir, places(model, storages)?, None)
+    }
+
+    /// Begins a save of an adapter of `model`, whose `adapter_config.json` is `config`: of `storages`, the frozen ones left out.
+    ///
+    /// # Errors
+    /// Where the folder holds something else than a save or cannot be written.
+    pub fn begin_adapter(
+        dir: &Path,
+        model: &ModelSpec,
+        storages: &[(String, Type)],
+        config: String,
+    ) -> Result<Save> {
+        let place = |(name, at): &(String, Type)| {
+            let storage = Storage {
+                at: at.clone(),
+                mapping: names::place(model, name, &at.shape),
+                written: AtomicU64::new(0),
+            };
+            (name.clone(), storage)
+        };
+        Save::with(dir, storages.iter().map(place).collect(), Some(config))
+    }
+
+    fn with(
+        dir: &Path,
+        storages: BTreeMap<String, Storage>,
+        adapter: Option<String>,
+    ) -> Result<Save> {
         let (weights, state) = contents(&storages)?;
         let folder = Folder::begin(dir)?;
+        let file = adapter.as_ref().map_or(WEIGHTS, |_| adapter::WEIGHTS);
         Ok(Save {
-            weights: TensorFile::create(&folder.partial(WEIGHTS), &weights)?,
+            weights: TensorFile::create(&folder.partial(file), &weights)?,
             state: TensorFile::create(&folder.partial(STATE), &state)?,
             folder,
             storages,
+            adapter,
         })
     }
 
@@ -111,6 +151,9 @@ impl Save {
         self.weights.sync()?;
         self.state.sync()?;
         put(&self.folder.partial(CONFIG), config.as_bytes())?;
+        if let Some(config) = &self.adapter {
+            put(&self.folder.partial(adapter::CONFIG), config.as_bytes())?;
+        }
         let path = self.folder.partial(PROGRESS);
         put(&path, progress.to_json(&path)?.as_bytes())?;
         self.folder.swap()

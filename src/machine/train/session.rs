@@ -4,22 +4,22 @@ mod decisions;
 
 use std::path::{Path, PathBuf};
 
-use super::desk::{Desk, Kept, Origin};
+use super::adapter;
+use super::desk::{Desk, Kept};
 use super::memory;
-use super::save::{Progress, Save, Saved};
+use super::origin::{LOSS_SCALE, origin, storages};
+use super::save::{Progress, Save};
 use super::text::{Corpus, Rows, Split};
-use super::weights::WeightFiles;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::graph::When;
 use crate::graph::op::Scalars;
-use crate::graph::tensor::{Role, Tensor};
 use crate::machine::cpu::{Cpu, Settings};
 use crate::machine::estimate::{self, Estimate};
 use crate::machine::timeline::Timeline;
 use crate::plan::Plan;
 use crate::program::check::check;
 use crate::program::{Program, height, updating};
-use crate::spec::job::{PerPlace, Precision};
+use crate::spec::job::PerPlace;
 use crate::spec::units::{Bytes, Seconds};
 use crate::technique::Policy;
 
@@ -53,6 +53,8 @@ pub struct Options {
     pub folder: PathBuf,
     /// Weights to start from.
     pub weights: Option<PathBuf>,
+    /// A folder of the plan's adapter to start from, in PEFT's format.
+    pub adapter: Option<PathBuf>,
     /// A save to continue.
     pub resume: Option<PathBuf>,
     /// The model's config, as saves carry it.
@@ -63,8 +65,8 @@ pub struct Options {
     pub settings: serde_json::Value,
 }
 
-/// The loss scale fp16 starts with, and the finite steps after which it doubles (Micikevicius et al. 2018, PyTorch's GradScaler).
-const LOSS_SCALE: (f32, u64) = (65_536.0, 2_000);
+/// Finite steps after which the loss scale of fp16 doubles (PyTorch's GradScaler).
+const DOUBLES: u64 = 2_000;
 
 /// One step that was run.
 #[derive(Debug, Clone, PartialEq)]
@@ -110,7 +112,7 @@ impl Session {
         programs.iter().try_for_each(|p| check(p).map(|_| ()))?;
         let storages = storages(&programs);
         let predicted = estimate::summarize(&plan, &programs)?;
-        let (origin, mut progress) = origin(&plan, &options)?;
+        let (origin, mut progress) = origin(&plan, &options, &storages)?;
         let saved = std::mem::replace(&mut progress.settings, options.settings.clone());
         let settings = Settings {
             seed: progress.seed,
@@ -258,8 +260,8 @@ impl Session {
             progress.skipped_steps += 1;
         } else if scaled {
             progress.finite_steps += 1;
-            if progress.finite_steps.is_multiple_of(LOSS_SCALE.1) {
-                progress.loss_scale = (progress.loss_scale * 2.0).min(LOSS_SCALE.0 * 65_536.0);
+            if progress.finite_steps.is_multiple_of(DOUBLES) {
+                progress.loss_scale = (progress.loss_scale * 2.0).min(LOSS_SCALE * 65_536.0);
             }
         }
         overflowed
@@ -308,10 +310,16 @@ impl Session {
     /// Where the folder cannot be written.
     pub fn save(&mut self, dir: &Path) -> Result<()> {
         self.keep_policy();
-        let types = self.storages.iter().map(|k| (k.name.clone(), k.at.clone()));
-        let types: Vec<_> = types.collect();
+        let saved = self.storages.iter().filter(|k| !k.first.is_frozen());
+        let types: Vec<_> = saved.map(|k| (k.name.clone(), k.at.clone())).collect();
+        let model = &self.plan.job.model;
+        let base = self.progress.base.as_ref();
+        let base = base.map_or(model.name.clone(), |path| path.display().to_string());
         self.desk
-            .open_save(Save::begin(dir, &self.plan.job.model, &types)?);
+            .open_save(match adapter::config(&self.plan, &base)? {
+                Some(config) => Save::begin_adapter(dir, model, &types, config)?,
+                None => Save::begin(dir, model, &types)?,
+            });
         let ran = self.run(When::Save, 0);
         let save = self.desk.close_save();
         ran?;
@@ -353,51 +361,4 @@ impl Session {
         let program = program.unwrap_or_else(|| panic!("a plan's programs include {when:?}"));
         self.cpu.run(program, &self.desk, scalars)
     }
-}
-
-/// The persistent storages, gradients left out.
-fn storages(programs: &[Program]) -> Vec<Kept> {
-    let steady = programs.iter().find(|p| p.when == When::Steady);
-    let step = &steady
-        .unwrap_or_else(|| panic!("every plan has a steady program"))
-        .step;
-    let kept = |t: &&Tensor| {
-        let storage = step.storage(t.storage);
-        t.version == 0 && t.offset == 0 && storage.shared && storage.role != Role::Gradient
-    };
-    let known = |t: &Tensor| {
-        let storage = step.storage(t.storage);
-        Kept {
-            name: storage.name.to_string(),
-            at: t.at.clone(),
-            first: storage.first.clone(),
-        }
-    };
-    step.tensors.iter().filter(kept).map(known).collect()
-}
-
-/// Where values come from, and the progress they stand for.
-fn origin(plan: &Plan, options: &Options) -> Result<(Origin, Progress)> {
-    if let Some(dir) = &options.resume {
-        let saved = Saved::open(dir)?;
-        let next = "resume with the plan the save was made with";
-        if saved.model().layers != plan.job.model.layers
-            || saved.model().hidden != plan.job.model.hidden
-        {
-            return Err(Error::file(dir, "the save is of another model", next));
-        }
-        let progress = saved.progress().clone();
-        return Ok((Origin::Saved(Box::new(saved)), progress));
-    }
-    let scale = if plan.draft()?.precision == Precision::Fp16 {
-        LOSS_SCALE.0
-    } else {
-        1.0
-    };
-    let progress = Progress::new(options.seed, scale);
-    let origin = match &options.weights {
-        Some(path) => Origin::Weights(WeightFiles::open(path, &plan.job.model)?),
-        None => Origin::Seed(options.seed),
-    };
-    Ok((origin, progress))
 }

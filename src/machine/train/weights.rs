@@ -47,9 +47,22 @@ impl WeightFiles {
             .iter()
             .map(|file| TensorFile::open(file))
             .collect::<Result<Vec<_>>>()?;
+        let mapped = |name: String| Ok((name.clone(), names::sources(model, &name)?));
+        let wanted = names::parameters(model).into_iter().map(mapped);
+        WeightFiles::of(path, files, wanted.collect::<Result<_>>()?)
+    }
+
+    /// The parameters `wanted`, each mapped to tensors of `files`, which are of `path`.
+    ///
+    /// # Errors
+    /// As [`WeightFiles::open`].
+    pub fn of(
+        path: &Path,
+        files: Vec<TensorFile>,
+        wanted: Vec<(String, Mapping)>,
+    ) -> Result<WeightFiles> {
         let mut parameters = BTreeMap::new();
-        for name in names::parameters(model) {
-            let mapping = names::sources(model, &name)?;
+        for (name, mapping) in wanted {
             let found = mapping.pieces.iter().map(|piece| {
                 let place = find(&files, &piece.tensor);
                 let place = place.ok_or_else(|| missing(path, &name, &piece.tensor))?;
@@ -60,6 +73,16 @@ impl WeightFiles {
             parameters.insert(name, Parameter { mapping, found });
         }
         Ok(WeightFiles { files, parameters })
+    }
+
+    /// How many elements a parameter has.
+    pub fn elements(&self, parameter: &str) -> Option<u64> {
+        Some(self.parameters.get(parameter)?.mapping.elements())
+    }
+
+    /// The parameters, by name.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.parameters.keys().map(String::as_str)
     }
 
     /// The format a parameter has in the files.

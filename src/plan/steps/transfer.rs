@@ -12,10 +12,11 @@ use crate::spec::job::Place;
 /// Largest piece in which persistent storages are filled and saved.
 const TILE: u64 = 16 << 20;
 
-/// Fills (or copies out) every persistent storage but gradients.
+/// Fills every persistent storage but gradients, or copies out all of them that change.
 pub(super) fn transfer(shared: &[Storage], fills: bool) -> Result<Step> {
     let mut step = Step::default();
-    for storage in shared.iter().filter(|s| s.role != Role::Gradient) {
+    let moved = |s: &&Storage| s.role != Role::Gradient && (fills || !s.first.is_frozen());
+    for storage in shared.iter().filter(moved) {
         let id = step.add_storage(storage.clone());
         for (count, offset) in (0..storage.bytes.0).step_by(TILE as usize).enumerate() {
             let bytes = TILE.min(storage.bytes.0 - offset);

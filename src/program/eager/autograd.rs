@@ -9,6 +9,7 @@ use super::checkpoint::Saved;
 use super::tape::{Class, Origin};
 use super::tensor::{DType, Dims, Tensor};
 use super::torch::{Halt, Torch};
+use super::work::bytes;
 
 /// A tensor that may be missing: an input that wants no gradient, a gradient nobody gave.
 pub type Maybe = Option<Tensor>;
@@ -210,7 +211,10 @@ impl Engine {
                 None => gradient,
                 Some(old) if old.dtype != gradient.dtype => torch.add(&old, &gradient)?,
                 // In place where nobody else holds the older one.
-                Some(old) if old.is_dense() && old.is_sole_owner() => old,
+                Some(old) if old.is_dense() && old.is_sole_owner() => {
+                    torch.in_place(2 * bytes(&old) + bytes(&gradient));
+                    old
+                }
                 Some(old) => torch.add(&old, &gradient)?,
             });
             Ok(())
@@ -316,6 +320,8 @@ fn accumulate(torch: &Torch, leaf: &Rc<Leaf>, gradient: Tensor) -> Result<(), Ha
             storage.is(Class::Grads);
         }
         *leaf.grad.borrow_mut() = Some(kept);
+    } else {
+        torch.in_place(3 * bytes(&gradient));
     }
     if let Some(hook) = &*leaf.hook.borrow() {
         hook(torch, leaf);

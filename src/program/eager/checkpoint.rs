@@ -7,6 +7,7 @@ use super::autograd::{self, Formula};
 use super::recording::Recording;
 use super::tensor::Tensor;
 use super::torch::{Halt, Torch};
+use super::work::bytes;
 
 /// A function that a checkpoint runs again: the tensors it was given in, its output out.
 pub type Replay = Rc<dyn Fn(&Torch, &[Tensor]) -> Result<Tensor, Halt>>;
@@ -79,11 +80,14 @@ impl Torch {
                 }
                 Ok(Saved::Kept(tensor.detached()))
             }
-            Some(Hook::ToHost) => Ok(Saved::OnHost(Box::new(super::tensor::Inner {
-                storage: None,
-                edge: None,
-                ..(**tensor).clone()
-            }))),
+            Some(Hook::ToHost) => {
+                self.crosses(bytes(tensor));
+                Ok(Saved::OnHost(Box::new(super::tensor::Inner {
+                    storage: None,
+                    edge: None,
+                    ..(**tensor).clone()
+                })))
+            }
             Some(Hook::Drop(frame)) => {
                 let index = frame.count.get();
                 frame.count.set(index + 1);
@@ -112,7 +116,9 @@ impl Torch {
             Saved::Kept(tensor) => Ok(tensor.detached()),
             Saved::OnHost(inner) => {
                 self.op("_to_copy");
-                Ok(self.strided(inner.shape, inner.strides, inner.dtype))
+                let made = self.strided(inner.shape, inner.strides, inner.dtype);
+                self.crosses(bytes(&made));
+                Ok(made)
             }
             Saved::Replayed { frame, index } => {
                 if frame.made.borrow().is_none() {

@@ -6,6 +6,7 @@
 //! same form, the job is run whole.
 
 use super::tape::{ByClass, CLASSES, EagerPhase, Origin, Record, Segment};
+use super::work::Work;
 use crate::error::Result;
 use crate::spec::model::{ModelSpec, Windowed};
 use crate::spec::torch::{Checkpointing, TorchOptions};
@@ -143,6 +144,7 @@ fn line(a: &Segment, b: &Segment, steps: i64) -> Option<Segment> {
         made.at_high[at] = along(a.at_high[at], b.at_high[at], steps);
     }
     made.high = along(a.high, b.high, steps);
+    made.work = a.work.along(&b.work, steps.unsigned_abs().into());
     Some(made)
 }
 
@@ -161,7 +163,8 @@ fn sweep(
     };
     let source = |layer, length| source(layer, length, a.len(), period);
     let alike = |x: &Segment, y: &Segment| {
-        (x.phase, x.op, x.high, x.net, x.at_high) == (y.phase, y.op, y.high, y.net, y.at_high)
+        (x.phase, x.op, x.high, x.net, x.at_high, x.work)
+            == (y.phase, y.op, y.high, y.net, y.at_high, y.work)
     };
     for layer in 0..b.len() {
         if !alike(&of(a, source(layer, b.len())), &of(b, layer)) {
@@ -238,6 +241,16 @@ impl Record {
             sum += segment.net.iter().sum::<i64>();
         }
         (top, parts)
+    }
+
+    /// What is done in each part.
+    pub fn work(&self) -> std::collections::BTreeMap<EagerPhase, Work> {
+        let mut parts = std::collections::BTreeMap::new();
+        for segment in &self.segments {
+            let part: &mut Work = parts.entry(segment.phase).or_default();
+            *part = part.plus(&segment.work);
+        }
+        parts
     }
 
     /// Alive after the step.

@@ -15,6 +15,7 @@ pub mod step;
 pub mod tape;
 pub mod tensor;
 pub mod torch;
+pub mod work;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -27,6 +28,7 @@ use crate::spec::torch::TorchOptions;
 use crate::spec::units::Bytes;
 use tape::{Block, Origin};
 pub use tape::{Class, EagerPhase};
+pub use work::{Products, Unit, Work};
 
 /// What a step takes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -51,6 +53,8 @@ pub struct Prediction {
     pub saved_middle_layer: Bytes,
     /// The middle layer's, tensor by tensor.
     pub saved_items: Vec<SavedItem>,
+    /// What each part of the step makes the device do.
+    pub work: BTreeMap<EagerPhase, Work>,
     /// The largest at the peak that are no weights, gradients or optimizer state.
     pub largest: Vec<Live>,
 }
@@ -222,6 +226,7 @@ fn prediction(outline: &fold::Outline) -> Prediction {
                 .unwrap_or(0),
         ),
         saved_items: Vec::new(),
+        work: outline.record.work(),
         largest: Vec::new(),
     }
 }

@@ -1,6 +1,6 @@
 //! Optimizers as their libraries write them, Python locals and tensor lists included: their state, and what one step allocates.
 //!
-//! Only what is allocated on the device is written down: an operation in place is not there, step counts on the host are not there.
+//! What is allocated on the device is written down, and of operations in place what they read and write; step counts on the host are not there.
 
 mod adafactor;
 mod adafactor_torch;
@@ -33,8 +33,8 @@ pub fn build(torch: &Torch, params: &[&Leaf], options: &TorchOptions) -> Box<dyn
     let how = options.optimizer_impl;
     match options.optimizer {
         TorchOptimizer::Adamw => Box::new(adamw::AdamW::new(how)),
-        TorchOptimizer::Sgd => Box::new(sgd::Sgd::new(false)),
-        TorchOptimizer::SgdMomentum => Box::new(sgd::Sgd::new(true)),
+        TorchOptimizer::Sgd => Box::new(sgd::Sgd::new(false, how)),
+        TorchOptimizer::SgdMomentum => Box::new(sgd::Sgd::new(true, how)),
         TorchOptimizer::Rmsprop => Box::new(rmsprop::RmsProp::new(how)),
         TorchOptimizer::Adagrad => Box::new(adagrad::Adagrad::new(torch, params, how)),
         TorchOptimizer::Adafactor => Box::new(adafactor::Adafactor::default()),
@@ -84,10 +84,37 @@ fn scalar(torch: &Torch, name: &'static str, dtype: DType) -> Tensor {
 
 /// A list of temporaries like these parameters, as a `_foreach_` operation returns it.
 fn foreach(torch: &Torch, name: &'static str, params: &[&Leaf]) -> Vec<Tensor> {
+    torch.op(name);
     params
         .iter()
-        .map(|param| like(torch, name, param))
+        .map(|param| torch.empty(param.shape, param.dtype))
         .collect()
+}
+
+/// Elements of a tensor that one block of a multi-tensor kernel takes (`kChunkSize`, MultiTensorApply.cuh).
+const CHUNK: u64 = 65536;
+
+/// Bytes of a parameter.
+fn size(param: &Leaf) -> u64 {
+    param.shape.elements() * param.dtype.bytes()
+}
+
+/// Operations over lists like these parameters: each reads and writes so many of them, in blocks.
+fn over_lists(torch: &Torch, params: &[&Leaf], operations: &[u64]) {
+    let blocks: u64 = params
+        .iter()
+        .map(|p| p.shape.elements().div_ceil(CHUNK))
+        .sum();
+    let bytes: u64 = params.iter().map(|p| size(p)).sum();
+    torch.blocks(blocks * operations.len() as u64);
+    torch.moves(bytes * operations.iter().sum::<u64>());
+}
+
+/// Operations in place on a parameter and what is like it, one kernel each.
+fn one_by_one(torch: &Torch, param: &Leaf, operations: &[u64]) {
+    for tensors in operations {
+        torch.in_place(size(param) * tensors);
+    }
 }
 
 /// Parameters grouped by type as `_group_tensors_by_device_and_dtype` does, in order of appearance.

@@ -7,12 +7,17 @@ use crate::spec::model::ModelSpec;
 use crate::spec::torch::TorchOptions;
 use crate::spec::units::Bytes;
 
-/// Runs the requests of a job's loading and first two steps, every layer, through the allocator. `beside` is taken before the first step and kept, as
+/// Runs the requests of a job's loading and first two steps, every layer, through the allocator as `config` sets it. `beside` is taken before the first step and kept, as
 /// cuBLAS does with its workspaces.
 ///
 /// # Errors
 /// Where the job is not one the interpreter knows.
-pub fn replayed(spec: &ModelSpec, options: &TorchOptions, beside: &[Bytes]) -> Result<Replay> {
+pub fn replayed(
+    spec: &ModelSpec,
+    options: &TorchOptions,
+    beside: &[Bytes],
+    config: &AllocatorConfig,
+) -> Result<Replay> {
     let torch = torch::Torch::default();
     let tape = torch.tape();
     tape.restart(false, true);
@@ -27,7 +32,7 @@ pub fn replayed(spec: &ModelSpec, options: &TorchOptions, beside: &[Bytes]) -> R
         bytes: *bytes,
     });
     events.splice(loaded..loaded, kept);
-    replay(&AllocatorConfig::default(), None, events)
+    replay(config, None, events)
 }
 
 fn event(of: tape::Event) -> Event {

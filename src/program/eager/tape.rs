@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 
 pub use super::class::{ByClass, CLASSES, Class, EagerPhase, Origin};
 use super::tensor::{DType, Dims};
+use super::work::{Products, Unit, Work};
 
 /// One live allocation.
 #[derive(Debug, Clone)]
@@ -39,6 +40,8 @@ pub struct Segment {
     pub at_high: ByClass,
     /// The op that made it.
     pub op: &'static str,
+    /// What is computed, moved and launched in it.
+    pub work: Work,
 }
 
 /// A birth or death, for the replay of an allocator.
@@ -65,6 +68,8 @@ pub struct Tape {
     origin: Cell<Origin>,
     op: Cell<&'static str>,
     recomputing: Cell<bool>,
+    /// What the running op allocates is counted already.
+    counted: Cell<bool>,
     logits: Cell<u64>,
     state: RefCell<State>,
 }
@@ -97,6 +102,7 @@ impl Default for Tape {
             origin: Cell::new(Origin::Other),
             op: Cell::new(""),
             recomputing: Cell::new(false),
+            counted: Cell::new(false),
             logits: Cell::new(0),
             state: RefCell::new(State {
                 blocks: Vec::new(),
@@ -121,6 +127,7 @@ impl Segment {
             high: 0,
             at_high: [0; CLASSES],
             op: "",
+            work: Work::default(),
         }
     }
 }
@@ -182,9 +189,37 @@ impl Tape {
         self.origin.replace(origin)
     }
 
-    /// The op that allocates from here on.
+    /// The op that allocates from here on: a kernel.
     pub fn run(&self, op: &'static str) {
         self.op.set(op);
+        self.counted.set(false);
+        self.launch(1);
+    }
+
+    /// So many kernels are launched.
+    pub fn launch(&self, kernels: u64) {
+        let called = self.phase.get() == EagerPhase::Forward || self.recomputing.get();
+        if let Some(segment) = self.state.borrow_mut().segments.last_mut() {
+            segment.work.add(Unit::Kernels, kernels.into());
+            if called {
+                segment.work.add(Unit::Called, kernels.into());
+            }
+        }
+    }
+
+    /// The running op makes these matrix products; what it allocates is counted with them.
+    pub fn multiply(&self, half: bool, products: Products) {
+        self.counted.set(true);
+        if let Some(segment) = self.state.borrow_mut().segments.last_mut() {
+            segment.work.multiply(half, products);
+        }
+    }
+
+    /// So much is done, in the running stretch.
+    pub fn work(&self, unit: Unit, amount: u128) {
+        if let Some(segment) = self.state.borrow_mut().segments.last_mut() {
+            segment.work.add(unit, amount);
+        }
     }
 
     /// Live bytes.
@@ -228,7 +263,14 @@ impl Tape {
             origin: self.origin.get(),
             phase: self.phase.get(),
         };
-        self.state.borrow_mut().alloc(block)
+        let mut state = self.state.borrow_mut();
+        let id = state.alloc(block);
+        if !self.counted.get()
+            && let Some(segment) = state.segments.last_mut()
+        {
+            segment.work.add(Unit::Moved, bytes.into());
+        }
+        id
     }
 
     pub(super) fn free(&self, id: u64) {
@@ -306,6 +348,7 @@ impl State {
             segment.op = block.op;
         }
         let bytes = block.bytes;
+
         let id = match self.vacant.pop() {
             Some(id) => {
                 self.blocks[id as usize] = Some(block);

@@ -1,6 +1,6 @@
 //! Options that cannot be together, or cannot be at all.
 
-use super::{Lora, Task, TorchLoss, TorchOptions};
+use super::{Lora, OptimizerImpl, Task, TorchLoss, TorchOptimizer, TorchOptions};
 use crate::error::{Error, Result};
 
 /// Longest sequence: its square times the tokens of a micro-batch still fits 64 bits with any number of heads.
@@ -117,4 +117,24 @@ fn adapters(lora: &Lora) -> Result<()> {
         ));
     }
     Ok(())
+}
+
+impl TorchOptimizer {
+    /// The implementations it comes in; the first is what it takes when none is named.
+    pub fn implementations(self) -> &'static [OptimizerImpl] {
+        use OptimizerImpl::{Bnb, Foreach, Forloop, Fused};
+        match self {
+            TorchOptimizer::Adamw => &[Fused, Foreach, Forloop],
+            TorchOptimizer::Sgd | TorchOptimizer::SgdMomentum | TorchOptimizer::Adagrad => {
+                &[Foreach, Fused, Forloop]
+            }
+            TorchOptimizer::Rmsprop => &[Foreach, Forloop],
+            TorchOptimizer::Adafactor => &[Forloop],
+            TorchOptimizer::AdafactorTorch => &[Forloop, Foreach],
+            TorchOptimizer::Adamw8bit
+            | TorchOptimizer::Lion8bit
+            | TorchOptimizer::SgdMomentum8bit
+            | TorchOptimizer::AdamwBnb32bit => &[Bnb],
+        }
+    }
 }

@@ -2,6 +2,7 @@
 
 use super::fields::Fields;
 use crate::error::Result;
+use crate::spec::torch::{OptimizerImpl, TorchOptimizer};
 
 /// Name, optimizer, implementation (none: its usual one).
 const NAMES: [(&str, &str, Option<&str>); 22] = [
@@ -28,6 +29,14 @@ const NAMES: [(&str, &str, Option<&str>); 22] = [
     ("sgd_momentum", "sgd_momentum", None),
     ("adafactor_torch", "adafactor_torch", None),
 ];
+
+/// The Trainer's name of an optimizer: that of this implementation, or of its usual one.
+pub(super) fn name(optimizer: TorchOptimizer, how: OptimizerImpl) -> &'static str {
+    let of = |(_, known, _): &&(&str, &str, Option<&str>)| *known == optimizer.name();
+    let exact = NAMES.iter().filter(of).find(|n| n.2 == Some(how.name()));
+    let found = exact.or_else(|| NAMES.iter().find(of));
+    found.map_or(optimizer.name(), |(name, ..)| name)
+}
 
 /// Takes the optimizer's name under one of `keys`.
 ///

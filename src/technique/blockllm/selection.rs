@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::AND;
 use crate::error::{Error, Result};
 use crate::graph::random::Key;
 use crate::technique::{Args, Next, Policy, SCALARS, Seen, Trained};
@@ -42,22 +41,29 @@ pub(super) fn is_eligible(tensor: &Trained) -> bool {
     !tensor.name.starts_with("embedding/") && !tensor.name.starts_with("head/output")
 }
 
-/// The selection that takes most memory: as many of the largest tensors as the first one has, or, where that is more, as many
-/// elements as later ones have; lower layers first, whose gradients need the activations of all above.
-pub(super) fn worst(settings: &Settings, trained: &[Trained]) -> Vec<String> {
+/// Selected and watched tensors that take most memory: as many of the largest as the first selection has, or, where that is more, as
+/// many elements as later ones have; and the first of all, whose gradient needs what every layer above it keeps.
+pub(super) fn worst(settings: &Settings, trained: &[Trained]) -> (Vec<String>, Vec<String>) {
     let mut eligible: Vec<&Trained> = trained.iter().filter(|t| is_eligible(t)).collect();
-    eligible.sort_by_key(|t| std::cmp::Reverse(t.elements));
+    let first = eligible.first().map(|t| t.name.to_string());
+    // Of equal tensors, those whose wide inputs must be kept.
+    eligible.sort_by_key(|t| std::cmp::Reverse((t.elements, t.columns)));
     let (count, budget) = (settings.count(eligible.len()), settings.budget(trained));
-    let mut sum = 0;
-    let mut chosen = Vec::new();
-    for tensor in eligible {
-        if chosen.len() >= count && sum + tensor.elements > budget {
-            break;
-        }
+    let (mut sum, mut chosen) = (0, Vec::new());
+    let mut rest = eligible.into_iter().peekable();
+    while let Some(tensor) = rest.next_if(|t| chosen.len() < count || sum + t.elements <= budget) {
         sum += tensor.elements;
         chosen.push(tensor.name.to_string());
     }
-    chosen
+    let watched = rest.filter(|t| Some(&*t.name) != first.as_deref());
+    let watched = watched
+        .take(settings.sampled)
+        .map(|t| t.name.to_string())
+        .collect();
+    if let Some(first) = first.filter(|first| !chosen.contains(first)) {
+        chosen.push(first);
+    }
+    (chosen, watched)
 }
 
 /// What is kept from step to step.
@@ -190,13 +196,7 @@ impl Selection {
 
 impl Policy for Selection {
     fn args(&self) -> Args {
-        let mut args = self.args.clone();
-        let joined = |names: &[String]| names.join(&AND.to_string());
-        args.0
-            .insert("selected".to_string(), joined(&self.state.selected));
-        args.0
-            .insert("watched".to_string(), joined(&self.state.watched));
-        args
+        super::with(&self.args, &self.state.selected, &self.state.watched)
     }
 
     fn after(&mut self, seen: &Seen) -> Next {

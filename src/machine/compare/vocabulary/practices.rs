@@ -23,6 +23,14 @@ pub(in crate::machine::compare) struct Practice {
     pub(in crate::machine::compare) zero: bool,
     /// The counter behind a figure whose counter is not named.
     pub(in crate::machine::compare) unnamed: Counter,
+    /// Tokens of a sample on average, where samples are of different lengths and the record has the longest.
+    pub(in crate::machine::compare) mean_length: Option<u64>,
+    /// Samples are packed to the full length, unless the record says they are not.
+    pub(in crate::machine::compare) packs: bool,
+    /// Its layers and adapters launch other kernels than Hugging Face's: its speed is compared, and nothing is fitted on it.
+    pub(in crate::machine::compare) own_kernels: bool,
+    /// Its times are of one micro-batch.
+    pub(in crate::machine::compare) times_micro_batches: bool,
     /// What the loop or the libraries do otherwise.
     pub(in crate::machine::compare) habits: Habits,
 }
@@ -36,12 +44,17 @@ const LOOP: Practice = Practice {
     autocast_lora: false,
     zero: false,
     unnamed: Counter::Allocated,
+    mean_length: None,
+    packs: false,
+    own_kernels: false,
+    times_micro_batches: false,
     habits: Habits {
         named_outputs: false,
         kernel_scratch: true,
         packed_saves_input: false,
         no_flash: false,
         repeated_heads: false,
+        unpacks_in_steps: false,
         shifted_logits: false,
     },
 };
@@ -49,6 +62,10 @@ const LOOP: Practice = Practice {
 /// ZeRO-2's buffers for gradients on their way (`ipg_buffer`): two of 2e8 16-bit elements, from finetune/ds_config_zero2.json
 /// (`reduce_bucket_size`, `overlap_comm`, `contiguous_gradients`).
 pub(in crate::machine::compare) const ZERO_BUCKETS: Bytes = Bytes(2 * 200_000_000 * 2);
+
+/// Tokens of an Alpaca sample with its prompt on average, rounded: an assumption, no source gives it. The runs it is used for are bound by the
+/// launch of kernels, to which it does not matter.
+const ALPACA: u64 = 110;
 
 /// Practices by the beginning of a source's name; others train in a plain loop without clipping.
 const PRACTICES: &[Word<Practice>] = &[
@@ -75,6 +92,7 @@ const PRACTICES: &[Word<Practice>] = &[
             // Figures fall in places where the length doubles: segments of the allocator do so, bytes in use cannot.
             unnamed: Counter::Process,
             habits: Habits {
+                unpacks_in_steps: true,
                 shifted_logits: true,
                 ..LOOP.habits
             },
@@ -86,6 +104,9 @@ const PRACTICES: &[Word<Practice>] = &[
         "Lightning-AI/litgpt",
         Practice {
             dropout: 0.05,
+            mean_length: Some(ALPACA),
+            own_kernels: true,
+            times_micro_batches: true,
             joined_heads: true,
             habits: Habits {
                 packed_saves_input: true,
@@ -94,6 +115,15 @@ const PRACTICES: &[Word<Practice>] = &[
             ..LOOP
         },
         "dropout 0.05 of adapters; one matrix for queries, keys and values; bitsandbytes of 2023, which saves the inputs of 4-bit products",
+    ),
+    (
+        "pytorch/torchtune",
+        Practice {
+            mean_length: Some(ALPACA),
+            packs: true,
+            ..LOOP
+        },
+        "samples of Alpaca",
     ),
     (
         "huggingface/transformers",

@@ -16,6 +16,8 @@ pub(in crate::machine::compare) struct Update {
     pub(in crate::machine::compare) in_update: u64,
     /// The state is on the host.
     pub(in crate::machine::compare) elsewhere: bool,
+    /// And the host updates: gradients go there, weights come back.
+    pub(in crate::machine::compare) on_host: bool,
 }
 
 const fn update(optimizer: TorchOptimizer, kind: OptimizerImpl) -> Update {
@@ -26,6 +28,7 @@ const fn update(optimizer: TorchOptimizer, kind: OptimizerImpl) -> Update {
         beside: 0,
         in_update: 0,
         elsewhere: false,
+        on_host: false,
     }
 }
 
@@ -143,7 +146,10 @@ pub(in crate::machine::compare) const OPTIMIZERS: &[Word<Update>] = &[
     ),
     (
         "CPU Adam fp32 states",
-        elsewhere(in_backward(FOREACH)),
+        Update {
+            on_host: true,
+            ..elsewhere(in_backward(FOREACH))
+        },
         HOST,
     ),
     (

@@ -1,6 +1,6 @@
 //! `memfit.json`: how far a run has come, and what it needs to go on as if it had never stopped.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -33,6 +33,9 @@ pub struct Progress {
     pub finite_steps: u64,
     /// Steps skipped because their gradients were not finite.
     pub skipped_steps: u64,
+    /// Where the weights of a frozen model are, unless they are drawn from the seed; a save does not carry them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<PathBuf>,
     /// Everything else: what was asked for, and the state of policies.
     #[serde(default)]
     pub settings: serde_json::Value,
@@ -51,6 +54,7 @@ impl Progress {
             loss_scale,
             finite_steps: 0,
             skipped_steps: 0,
+            base: None,
             settings: serde_json::Value::Null,
         }
     }

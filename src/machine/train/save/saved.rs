@@ -5,6 +5,7 @@ use std::path::Path;
 use super::{CONFIG, PROGRESS, Progress, STATE, WEIGHTS, recover};
 use crate::error::{Error, Result};
 use crate::graph::tensor::DType;
+use crate::machine::train::adapter::{self, Adapter};
 use crate::machine::train::tensors::TensorFile;
 use crate::machine::train::weights::WeightFiles;
 use crate::spec::config;
@@ -35,7 +36,10 @@ impl Saved {
             .map_or("saved".into(), |n| n.to_string_lossy());
         let model = config::parse(&name, &config)?;
         Ok(Saved {
-            weights: WeightFiles::open(&dir.join(WEIGHTS), &model)?,
+            weights: match dir.join(adapter::CONFIG).is_file() {
+                true => Adapter::open(dir, &model)?.into_weights(),
+                false => WeightFiles::open(&dir.join(WEIGHTS), &model)?,
+            },
             state: TensorFile::open(&dir.join(STATE))?,
             model,
             config,
@@ -58,7 +62,7 @@ impl Saved {
         &self.progress
     }
 
-    /// Its weights, to be read in any format.
+    /// Its weights, to be read in any format: those of the adapter, where the model is frozen.
     pub fn weights(&self) -> &WeightFiles {
         &self.weights
     }

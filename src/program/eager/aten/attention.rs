@@ -10,6 +10,10 @@ use crate::program::eager::torch::{Halt, Made, Torch};
 /// Widest heads of flash attention.
 const FLASH_WIDTH: u64 = 256;
 
+/// Matrix products of fused attention: two on the way forward; five on the way back, which makes the scores again.
+const FORWARD: u128 = 2;
+const BACKWARD: u128 = 5;
+
 /// What `F.scaled_dot_product_attention` is asked for.
 #[derive(Debug, Clone)]
 pub struct Sdpa {
@@ -46,7 +50,7 @@ impl Torch {
         let autocast = self.pause_autocast();
         let made = match (&how.mask, fewer) {
             (None, _) if half && width <= FLASH_WIDTH && !self.habits().no_flash => {
-                self.padded_flash(&q, &k, &v)
+                self.padded_flash(&q, &k, &v, how.causal)
             }
             (_, false) if aligned => self.efficient(&q, &k, &v, &how),
             _ => self.math(&q, &k, &v, &how),
@@ -56,10 +60,10 @@ impl Torch {
     }
 
     /// Flash attention of heads whose width is padded to a multiple of eight, and the output cut back.
-    fn padded_flash(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Made {
+    fn padded_flash(&self, q: &Tensor, k: &Tensor, v: &Tensor, causal: bool) -> Made {
         let width = q.shape.last();
         if width.is_multiple_of(8) {
-            return self.flash(q, k, v);
+            return self.flash(q, k, v, causal);
         }
         let wide = width.next_multiple_of(8);
         let made = {
@@ -68,7 +72,7 @@ impl Torch {
                 self.padded(k, wide)?,
                 self.padded(v, wide)?,
             ];
-            self.flash(&q, &k, &v)?
+            self.flash(&q, &k, &v, causal)?
         };
         self.slice(made, 3, 0, width)
     }
@@ -77,11 +81,16 @@ impl Torch {
     fn padded(&self, x: &Tensor, wide: u64) -> Made {
         let record = Recording::new(self, "constant_pad_nd", &[x]);
         self.op("constant_pad_nd");
+        self.reads(&[x]);
         let made = self.empty(x.shape.with_last(wide), x.dtype);
         let before = x.shape;
         let formula = move |torch: &Torch, g: &[Maybe], _: &[Tensor]| -> Result<Vec<Maybe>, Halt> {
             torch.op("clone");
-            Ok(vec![g[0].as_ref().map(|g| torch.empty(before, g.dtype))])
+            Ok(vec![g[0].as_ref().map(|g| {
+                let made = torch.empty(before, g.dtype);
+                torch.reads(&[&made]);
+                made
+            })])
         };
         record.finish(made, false, Box::new(formula))
     }
@@ -113,7 +122,7 @@ impl Torch {
     }
 
     /// `_scaled_dot_product_flash_attention`: output laid out as the queries are, log-sum-exp, seed and offset.
-    fn flash(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Made {
+    fn flash(&self, q: &Tensor, k: &Tensor, v: &Tensor, causal: bool) -> Made {
         let name = "_scaled_dot_product_flash_attention";
         // Head widths are padded to a multiple of eight and the output cut back.
         let mut record = Recording::new(self, name, &[q, k, v]);
@@ -122,8 +131,11 @@ impl Torch {
         }
         let sizes = q.shape.all().to_vec();
         let (batch, heads, rows) = (sizes[0], sizes[1], sizes[2]);
+        let keys = k.shape.all()[2];
         let made = self.selectable(|| {
             self.op(name);
+            self.reads(&[q, k, v]);
+            self.attends(q, keys, FORWARD, causal);
             vec![
                 self.empty_like(q, q.dtype),
                 self.empty(Dims::new(&[batch, heads, rows]), DType::F32),
@@ -131,16 +143,26 @@ impl Torch {
                 self.empty(Dims::new(&[]), DType::U64),
             ]
         });
-        let formula = |torch: &Torch, _: &[Maybe], saved: &[Tensor]| -> Result<Vec<Maybe>, Halt> {
-            torch.op("_scaled_dot_product_flash_attention_backward");
-            let _own = torch.flash_scratch(&saved[0], &saved[1]);
-            Ok(saved[..3]
-                .iter()
-                .map(|t| Some(torch.empty_like(t, t.dtype)))
-                .collect())
-        };
+        let formula =
+            move |torch: &Torch, _: &[Maybe], saved: &[Tensor]| -> Result<Vec<Maybe>, Halt> {
+                torch.op("_scaled_dot_product_flash_attention_backward");
+                torch.attention_backward(saved, causal);
+                let _own = torch.flash_scratch(&saved[0], &saved[1]);
+                Ok(saved[..3]
+                    .iter()
+                    .map(|t| Some(torch.empty_like(t, t.dtype)))
+                    .collect())
+            };
         let made = record.finish_all(made, &[true; 4], Box::new(formula))?;
         made.into_iter().next().ok_or(Halt::Lost)
+    }
+
+    /// A backward kernel on saved queries, keys and values: it reads them, the output and its gradient (both like the queries).
+    fn attention_backward(&self, saved: &[Tensor], causal: bool) {
+        if let [q, k, v, ..] = saved {
+            self.reads(&[q, q, q, k, v]);
+            self.attends(q, k.shape.all()[2], BACKWARD, causal);
+        }
     }
 
     /// What flash attention's backward kernel has to itself (`mha_bwd`, flash_api.cpp): the queries' gradient in f32 and the row sums, rows
@@ -189,8 +211,14 @@ impl Torch {
         let sizes = q.shape.all().to_vec();
         let padded = sizes[2].next_multiple_of(32);
         let on = record.is_on();
+        let keys = k.shape.all()[2];
+        // A causal kernel passes over blocks; one with a mask computes them all.
+        let causal = how.causal && mask.is_none();
         let made = self.selectable(|| {
             self.op(name);
+            self.reads(&[q, k, v]);
+            mask.iter().for_each(|mask| self.reads(&[mask]));
+            self.attends(q, keys, FORWARD, causal);
             let lse = if on { padded } else { 0 };
             vec![
                 self.heads_last(q),
@@ -199,14 +227,16 @@ impl Torch {
                 self.empty(Dims::new(&[]), DType::I64),
             ]
         });
-        let formula = |torch: &Torch, _: &[Maybe], saved: &[Tensor]| -> Result<Vec<Maybe>, Halt> {
-            torch.op("_scaled_dot_product_efficient_attention_backward");
-            let made = saved[..3].iter().map(|t| {
-                let strides = t.shape.swapped(1, 2).contiguous().swapped(1, 2);
-                Some(torch.strided(t.shape, strides, t.dtype))
-            });
-            Ok(made.collect())
-        };
+        let formula =
+            move |torch: &Torch, _: &[Maybe], saved: &[Tensor]| -> Result<Vec<Maybe>, Halt> {
+                torch.op("_scaled_dot_product_efficient_attention_backward");
+                torch.attention_backward(saved, causal);
+                let made = saved[..3].iter().map(|t| {
+                    let strides = t.shape.swapped(1, 2).contiguous().swapped(1, 2);
+                    Some(torch.strided(t.shape, strides, t.dtype))
+                });
+                Ok(made.collect())
+            };
         let made = record.finish_all(made, &[true; 4], Box::new(formula))?;
         made.into_iter().next().ok_or(Halt::Lost)
     }

@@ -52,6 +52,7 @@ impl Torch {
         let mut record = Recording::new(self, "erf", &[&x]);
         record.save(&x)?;
         self.op("erf");
+        self.reads(&[&x]);
         let made = self.empty_like(&x, x.dtype);
         let formula = |torch: &Torch, g: &[Maybe], saved: &[Tensor]| -> Result<Vec<Maybe>, Halt> {
             let Some(g) = &g[0] else {

@@ -28,6 +28,7 @@ impl Torch {
         let (a, b) = (a.borrow(), b.borrow());
         let record = Recording::new(self, "add", &[a, b]);
         self.op("add");
+        self.reads(&[a, b]);
         let made = self.joined(a, b);
         record.finish(
             made,
@@ -49,6 +50,7 @@ impl Torch {
             record.save(a)?;
         }
         self.op("mul");
+        self.reads(&[a, b]);
         let made = self.joined(a, b);
         let formula = move |torch: &Torch, g: &[Maybe], saved: &[Tensor]| -> Gradients {
             let Some(g) = &g[0] else {
@@ -70,6 +72,7 @@ impl Torch {
     fn linear_in(&self, x: &Tensor, name: &'static str, same: bool) -> Made {
         let record = Recording::new(self, name, &[x]);
         self.op(name);
+        self.reads(&[x]);
         let made = self.empty_like(x, x.dtype);
         let formula = move |torch: &Torch, g: &[Maybe], _: &[Tensor]| -> Gradients {
             Ok(vec![match (&g[0], same) {
@@ -102,10 +105,13 @@ impl Torch {
             record.save(x)?;
         }
         self.op(name);
+        self.reads(&[x]);
         let made = self.empty_like(x, x.dtype);
         let formula = move |torch: &Torch, g: &[Maybe], _: &[Tensor]| -> Gradients {
             torch.op(backward);
             let made = g[0].as_ref().map(|g| {
+                // The gradient, and what was saved.
+                torch.reads(&[g, g]);
                 let made = torch.empty_like(g, g.dtype);
                 if backward == "_softmax_backward_data" {
                     drop(torch.softmax_scratch(g));
@@ -158,11 +164,13 @@ impl Torch {
     fn widening_softmax(&self, x: &Tensor) -> Made {
         let record = Recording::new(self, "_softmax", &[x]);
         self.op("_softmax");
+        self.reads(&[x]);
         let made = self.empty_like(x, DType::F32);
         let before = x.dtype;
         let formula = move |torch: &Torch, g: &[Maybe], _: &[Tensor]| -> Gradients {
             torch.op("_softmax_backward_data");
             let made = g[0].as_ref().map(|g| {
+                torch.reads(&[g, g]);
                 let made = torch.empty_like(g, before);
                 drop(torch.softmax_scratch(g));
                 made
@@ -178,12 +186,14 @@ impl Torch {
         let mut record = Recording::new(self, "pow", &[&x]);
         record.save(&x)?;
         self.op("pow");
+        self.reads(&[&x]);
         let made = self.empty_like(&x, x.dtype);
         let formula = move |torch: &Torch, g: &[Maybe], saved: &[Tensor]| -> Gradients {
             let Some(g) = &g[0] else {
                 return Ok(Vec::new());
             };
             torch.op("pow");
+            torch.reads(&[&saved[0]]);
             let power = torch.empty_like(&saved[0], saved[0].dtype);
             let slope = torch.scaled(&power)?;
             Ok(vec![Some(torch.mul(g, &slope)?)])
@@ -196,6 +206,7 @@ impl Torch {
         let x = self.raised(x.borrow())?;
         let record = Recording::new(self, "rsqrt", &[&x]);
         self.op("rsqrt");
+        self.reads(&[&x]);
         let made = self.empty_like(&x, x.dtype);
         let formula = |torch: &Torch, g: &[Maybe], saved: &[Tensor]| -> Gradients {
             let Some(g) = &g[0] else {
@@ -203,6 +214,7 @@ impl Torch {
             };
             let half = torch.scaled(g)?;
             torch.op("pow");
+            torch.reads(&[&saved[0]]);
             let cube = torch.empty_like(&saved[0], saved[0].dtype);
             Ok(vec![Some(torch.mul(&half, &cube)?)])
         };
@@ -214,6 +226,7 @@ impl Torch {
         let x = x.borrow();
         let record = Recording::new(self, "mean", &[x]);
         self.op("mean");
+        self.reads(&[x]);
         let made = self.empty(x.shape.with_last(1), x.dtype);
         let shape = x.shape;
         let formula = move |torch: &Torch, g: &[Maybe], _: &[Tensor]| -> Gradients {
@@ -234,11 +247,16 @@ impl Torch {
         }
         let record = Recording::new(self, "native_dropout", &[x]);
         self.op("native_dropout");
+        self.reads(&[x]);
         let made = self.empty_like(x, x.dtype);
         let mask = self.empty_like(x, DType::Bool);
         let formula = |torch: &Torch, g: &[Maybe], _: &[Tensor]| -> Gradients {
             torch.op("native_dropout_backward");
-            Ok(vec![g[0].as_ref().map(|g| torch.empty_like(g, g.dtype))])
+            Ok(vec![g[0].as_ref().map(|g| {
+                torch.reads(&[g]);
+                torch.moves(g.elements());
+                torch.empty_like(g, g.dtype)
+            })])
         };
         let made = record.finish_all(vec![made, mask], &[false, true], Box::new(formula))?;
         made.into_iter().next().ok_or(Halt::Lost)
@@ -247,6 +265,7 @@ impl Torch {
     /// A result like `x`, which dies with the operation, that no gradient flows through.
     pub fn plain_from(&self, name: &'static str, x: Tensor) -> Tensor {
         self.op(name);
+        self.reads(&[&x]);
         self.empty_like(&x, x.dtype)
     }
 

@@ -16,6 +16,7 @@ impl Torch {
         let mut record = Recording::new(self, "where", &[x]);
         record.save(condition)?;
         self.op("where");
+        self.reads(&[condition, x]);
         let made = self.empty_like(x, x.dtype);
         let formula = |torch: &Torch, g: &[Maybe], _: &[Tensor]| -> Gradients {
             let Some(g) = &g[0] else {
@@ -23,6 +24,7 @@ impl Torch {
             };
             let zero = torch.scalar("scalar_tensor", g.dtype);
             torch.op("where");
+            torch.reads(&[g]);
             let made = torch.empty_like(g, g.dtype);
             drop(zero);
             Ok(vec![Some(made)])
@@ -41,10 +43,16 @@ impl Torch {
         }
         self.op("index");
         let made = self.empty(Dims::new(shape), x.dtype);
+        // As many elements are read as are chosen.
+        self.reads(&[&made]);
         let before = x.shape;
         let formula = move |torch: &Torch, g: &[Maybe], _: &[Tensor]| -> Gradients {
             torch.op("new_zeros");
-            Ok(vec![g[0].as_ref().map(|g| torch.empty(before, g.dtype))])
+            Ok(vec![g[0].as_ref().map(|g| {
+                // `index_put_` adds the gradient to the zeros.
+                torch.in_place(3 * g.elements() * g.dtype.bytes());
+                torch.empty(before, g.dtype)
+            })])
         };
         record.finish(made, false, Box::new(formula))
     }
@@ -60,13 +68,16 @@ impl Torch {
             record.save(source)?;
         }
         self.op("index_add_");
+        self.reads(&[source, source, source]);
         let shape = source.shape;
         let formula = move |torch: &Torch, g: &[Maybe], _: &[Tensor]| -> Gradients {
             let Some(g) = &g[0] else {
                 return Ok(Vec::new());
             };
             torch.op("index_select");
-            Ok(vec![Some(g.clone()), Some(torch.empty(shape, g.dtype))])
+            let made = torch.empty(shape, g.dtype);
+            torch.reads(&[&made]);
+            Ok(vec![Some(g.clone()), Some(made)])
         };
         record.finish(x.detached(), false, Box::new(formula))
     }
@@ -78,6 +89,7 @@ impl Torch {
     pub fn topk(&self, x: &Tensor, count: u64) -> Result<[Tensor; 2], Halt> {
         let mut record = Recording::new(self, "topk", &[x]);
         self.op("topk");
+        self.reads(&[x]);
         let shape = x.shape.with_last(count);
         let (values, indices) = (self.empty(shape, x.dtype), self.empty(shape, DType::I64));
         record.save(&indices)?;
@@ -96,6 +108,7 @@ impl Torch {
     pub fn sum_last(&self, x: &Tensor) -> Made {
         let record = Recording::new(self, "sum", &[x]);
         self.op("sum");
+        self.reads(&[x]);
         let made = self.empty(x.shape.with_last(1), x.dtype);
         let shape = x.shape;
         let formula = move |_: &Torch, g: &[Maybe], _: &[Tensor]| -> Gradients {

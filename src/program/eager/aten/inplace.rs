@@ -17,6 +17,7 @@ impl Torch {
     pub fn add_in_place(&self, x: &Tensor, y: &Tensor) -> Made {
         let record = Recording::new(self, "add_", &[x, y]);
         self.op("add_");
+        self.reads(&[x, x, y]);
         record.finish(
             x.detached(),
             false,
@@ -37,6 +38,7 @@ impl Torch {
         }
         record.save(y)?;
         self.op("div_");
+        self.reads(&[x, x, y]);
         let formula = move |torch: &Torch, g: &[Maybe], _: &[Tensor]| -> Gradients {
             let Some(g) = &g[0] else {
                 return Ok(Vec::new());
@@ -49,6 +51,7 @@ impl Torch {
                 made
             });
             torch.op("div");
+            torch.reads(&[g]);
             Ok(vec![Some(torch.empty_like(g, g.dtype)), divisor])
         };
         record.finish(x.detached(), false, Box::new(formula))
@@ -63,10 +66,14 @@ impl Torch {
         let mut record = Recording::new(self, "div", &[x]);
         record.save(&y)?;
         self.op("div");
+        self.reads(&[x]);
         let made = self.empty_like(x, x.dtype);
         let formula = |torch: &Torch, g: &[Maybe], _: &[Tensor]| -> Gradients {
             torch.op("div");
-            Ok(vec![g[0].as_ref().map(|g| torch.empty_like(g, g.dtype))])
+            Ok(vec![g[0].as_ref().map(|g| {
+                torch.reads(&[g]);
+                torch.empty_like(g, g.dtype)
+            })])
         };
         record.finish(made, false, Box::new(formula))
     }

@@ -20,10 +20,15 @@ impl Torch {
     fn log_softmax(&self, x: Tensor) -> Made {
         let record = Recording::new(self, "_log_softmax", &[&x]);
         self.op("_log_softmax");
+        self.reads(&[&x]);
         let made = self.empty_like(&x, x.dtype);
         let formula = |torch: &Torch, g: &[Maybe], _: &[Tensor]| -> Result<Vec<Maybe>, Halt> {
             torch.op("_log_softmax_backward_data");
-            Ok(vec![g[0].as_ref().map(|g| torch.empty_like(g, g.dtype))])
+            Ok(vec![g[0].as_ref().map(|g| {
+                // The gradient, and the result that was saved.
+                torch.reads(&[g, g]);
+                torch.empty_like(g, g.dtype)
+            })])
         };
         record.finish(made, true, Box::new(formula))
     }

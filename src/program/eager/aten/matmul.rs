@@ -34,8 +34,11 @@ impl Torch {
         }
         let wide = weight.shape.all()[usize::from(turned)];
         let name = if bias.is_some() { "addmm" } else { "mm" };
-        let made = self.product(name, x.shape.with_last(wide), x.dtype);
         let (x_shape, w_shape) = (x.shape, weight.shape);
+        let narrow = x.shape.last();
+        let sizes = [1, x.elements() / narrow.max(1), narrow, wide];
+        let shape = x.shape.with_last(wide);
+        let made = self.product(name, shape, x.dtype, || self.multiplies(x.dtype, sizes));
         let formula = move |torch: &Torch, g: &[Maybe], _: &[Tensor]| {
             let Some(g) = &g[0] else {
                 return Ok(Vec::new());
@@ -47,6 +50,10 @@ impl Torch {
             let made = |needed: bool, name, shape: Dims| {
                 needed.then(|| {
                     torch.op(name);
+                    match name {
+                        "mm" => torch.multiplies(g.dtype, sizes),
+                        _ => torch.reads(&[&g]),
+                    }
                     torch.empty(shape, g.dtype)
                 })
             };
@@ -77,7 +84,13 @@ impl Torch {
     }
 
     /// The result of a product; a selective checkpoint may hold it already.
-    fn product(&self, name: &'static str, shape: Dims, dtype: DType) -> Tensor {
+    fn product(
+        &self,
+        name: &'static str,
+        shape: Dims,
+        dtype: DType,
+        work: impl FnOnce(),
+    ) -> Tensor {
         let selected = self.selected().filter(|s| s.matmul);
         if let Some(kept) = selected.as_ref().and_then(|s| s.replayed())
             && let Some(tensor) = kept.into_iter().next()
@@ -85,6 +98,7 @@ impl Torch {
             return tensor;
         }
         self.op(name);
+        work();
         let made = self.empty(shape, dtype);
         if let Some(selected) = selected {
             self.keep(&made);
@@ -115,8 +129,16 @@ impl Torch {
             record.save(&b)?;
         }
         let shape = a.shape.with_last(b.shape.last());
-        let made = self.product("bmm", shape, a.dtype);
         let (a_shape, b_shape) = (a.shape, b.shape);
+        let rows = a.shape.all().iter().rev().nth(1).copied().unwrap_or(1);
+        let (inner, columns) = (a.shape.last(), b.shape.last());
+        let sizes = [
+            shape.elements() / (rows * columns).max(1),
+            rows,
+            inner,
+            columns,
+        ];
+        let made = self.product("bmm", shape, a.dtype, || self.multiplies(a.dtype, sizes));
         let formula = move |torch: &Torch, g: &[Maybe], _: &[Tensor]| -> Result<Vec<Maybe>, Halt> {
             let Some(g) = &g[0] else {
                 return Ok(Vec::new());
@@ -125,6 +147,7 @@ impl Torch {
             let made = |needed: bool, shape: Dims| {
                 needed.then(|| {
                     torch.op("bmm");
+                    torch.multiplies(g.dtype, sizes);
                     torch.empty(shape, g.dtype)
                 })
             };
@@ -157,8 +180,11 @@ impl Torch {
             record.save(x)?;
         }
         record.save(packed)?;
+        self.unpacks(inputs * outputs, x.dtype);
         self.op("mm");
+        let rows = x.elements() / inputs.max(1);
         // `F.linear(A, F.dequantize_4bit(B, quant_state))`.
+        self.multiplies(x.dtype, [1, rows, inputs, outputs]);
         let weight = self.scratch(&[outputs, inputs], x.dtype);
         let made = self.empty(x.shape.with_last(outputs), x.dtype);
         drop(weight);
@@ -166,12 +192,31 @@ impl Torch {
             let Some(g) = &g[0] else {
                 return Ok(Vec::new());
             };
+            torch.unpacks(inputs * outputs, g.dtype);
             torch.op("mm");
+            torch.multiplies(g.dtype, [1, rows, outputs, inputs]);
             let weight = torch.scratch(&[outputs, inputs], g.dtype);
             let made = torch.empty(g.shape.with_last(inputs), g.dtype);
             drop(weight);
             Ok(vec![Some(made)])
         };
         record.finish(made, false, Box::new(formula))
+    }
+
+    /// Unpacking `weights` values for a product, which then reads them: one kernel, or the eight operations on whole tensors of AutoGPTQ's
+    /// `QuantLinear` (shift to int32, to int8, and, gathered zeros, difference, gathered scales, product, and one of the zeros themselves).
+    fn unpacks(&self, weights: u64, dtype: DType) {
+        let wide = dtype.bytes();
+        match self.habits().unpacks_in_steps {
+            false => {
+                self.launches(1);
+                self.unpacks_bytes(weights / 2 + weights * wide);
+            }
+            true => {
+                // Read and written for a value: 1/2 + 4, 4 + 1, 1 + 1, 0 + 1, 2 + 1, 0 + wide, 1 + wide + wide.
+                self.launches(8);
+                self.moves(weights / 2 + weights * (16 + 3 * wide));
+            }
+        }
     }
 }

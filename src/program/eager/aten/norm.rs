@@ -18,6 +18,7 @@ impl Torch {
             record.save(tensor)?;
         }
         self.op("native_layer_norm");
+        self.reads(&[&x]);
         let made = self.empty(x.shape, x.dtype);
         // Statistics are in f32, whatever the input is.
         let [mean, rstd] = [(); 2].map(|()| self.empty(x.shape.with_last(1), DType::F32));
@@ -28,6 +29,11 @@ impl Torch {
                     return Ok(Vec::new());
                 };
                 torch.op("native_layer_norm_backward");
+                // The input's gradient and those of weight and bias are made by kernels of their own.
+                torch.reads(&[g, g]);
+                if needs[1] {
+                    torch.in_place(2 * g.elements() * g.dtype.bytes());
+                }
                 let made = |i: usize| {
                     let dtype = if i == 0 { g.dtype } else { saved[2].dtype };
                     needs[i].then(|| torch.empty(shapes[i], dtype))
@@ -50,10 +56,14 @@ impl Torch {
         let width = table.shape.last();
         let shape = ids.shape.inserted(ids.shape.all().len(), width);
         let made = self.empty(shape, table.dtype);
+        self.reads(&[&made]);
         let table = table.shape;
         let formula = move |torch: &Torch, g: &[Maybe], _: &[Tensor]| -> Result<Vec<Maybe>, Halt> {
             torch.op("embedding_dense_backward");
-            Ok(vec![g[0].as_ref().map(|g| torch.empty(table, g.dtype))])
+            Ok(vec![g[0].as_ref().map(|g| {
+                torch.reads(&[g]);
+                torch.empty(table, g.dtype)
+            })])
         };
         record.finish(made, false, Box::new(formula))
     }

@@ -81,6 +81,7 @@ impl Torch {
         let made = x.view(x.shape.with(at, to - from), x.strides);
         self.viewing(x, made, move |torch, g| {
             torch.op("slice_backward");
+            torch.reads(&[g, g]);
             Ok(torch.empty(before, g.dtype))
         })
     }
@@ -115,6 +116,7 @@ impl Torch {
                 .collect();
             torch.op("cat");
             let made = torch.empty(before, dtype);
+            torch.reads(&[&made]);
             drop(zeros);
             Ok(vec![Some(made)])
         };
@@ -134,6 +136,7 @@ impl Torch {
     fn clone_contiguous(&self, x: &Tensor) -> Made {
         let record = Recording::new(self, "clone", &[x]);
         self.op("clone");
+        self.reads(&[x]);
         let made = self.empty(x.shape, x.dtype);
         record.finish(made, false, Box::new(|_, g, _| Ok(vec![g[0].clone()])))
     }
@@ -142,6 +145,7 @@ impl Torch {
     pub fn clone_of(&self, x: &Tensor) -> Made {
         let record = Recording::new(self, "clone", &[x]);
         self.op("clone");
+        self.reads(&[x]);
         let made = self.empty_like(x, x.dtype);
         record.finish(made, false, Box::new(|_, g, _| Ok(vec![g[0].clone()])))
     }
@@ -154,6 +158,7 @@ impl Torch {
         }
         let record = Recording::new(self, "_to_copy", &[x]);
         self.op("_to_copy");
+        self.reads(&[x]);
         let made = self.empty_like(x, dtype);
         let before = x.dtype;
         let formula = move |torch: &Torch, g: &[Option<Tensor>], _: &[Tensor]| {
@@ -172,6 +177,7 @@ impl Torch {
         let sizes: Vec<u64> = parts.iter().map(|p| p.shape.all()[at]).collect();
         let record = Recording::new(self, "cat", parts);
         self.op("cat");
+        self.reads(parts);
         let made = self.empty(parts[0].shape.with(at, sizes.iter().sum()), dtype);
         let formula = move |_: &Torch, g: &[Option<Tensor>], _: &[Tensor]| {
             let Some(g) = &g[0] else {
@@ -197,6 +203,7 @@ impl Torch {
             return self.reshape(gradient, shape.all());
         }
         self.op("sum");
+        self.reads(&[&gradient]);
         Ok(self.empty(shape, gradient.dtype))
     }
 }

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-use super::{Optimizer, States, scalar, state};
+use super::{Optimizer, States, scalar, size, state};
 use crate::program::eager::autograd::Leaf;
 use crate::program::eager::tape::Class;
 use crate::program::eager::tensor::{DType, Tensor};
@@ -77,6 +77,7 @@ impl Adafactor {
         }
         // `-update` dies when it has been added to the parameter.
         wide("neg");
+        in_place(torch, param);
     }
 
     /// The parameter's root mean square; the last step's dies when this one is there.
@@ -87,6 +88,20 @@ impl Adafactor {
             storage.is(Class::OptimizerState);
         }
         self.rms.borrow_mut().insert(param.id, rms);
+    }
+}
+
+/// What is read by the operations that allocate (a norm, the square, two means, a norm, the negation), and what `mul_` by the gradient, `div_`,
+/// `mul_` and `add_` read and write, all in f32; of 16-bit parameters the copies to and from f32 too.
+fn in_place(torch: &Torch, param: &Leaf) {
+    let wide = param.shape.elements() * DType::F32.bytes();
+    torch.moves(6 * wide);
+    for tensors in [3, 2, 2, 3] {
+        torch.in_place(tensors * wide);
+    }
+    if param.dtype != DType::F32 {
+        torch.moves(2 * size(param));
+        torch.in_place(wide + size(param));
     }
 }
 

@@ -1,6 +1,9 @@
 //! `torch.optim.Adafactor`: factored second moments in the parameter's type.
 
-use super::{Optimizer, States, by_dtype, foreach, like, scalar, state, state_like};
+use super::{
+    Optimizer, States, by_dtype, foreach, like, one_by_one, over_lists, scalar, size, state,
+    state_like,
+};
 use crate::program::eager::autograd::Leaf;
 use crate::program::eager::tensor::{Dims, Tensor};
 use crate::program::eager::torch::Torch;
@@ -37,7 +40,7 @@ fn factors(param: &Leaf) -> Option<[Dims; 2]> {
 }
 
 /// Sizes of the mean of the row factor over its rows.
-fn one_by_one(row_factor: Dims) -> Dims {
+fn mean_of_rows(row_factor: Dims) -> Dims {
     let row = row_factor.all().len().saturating_sub(2);
     row_factor.with(row, 1)
 }
@@ -94,7 +97,7 @@ fn one(torch: &Torch, param: &Leaf, locals: &mut Locals) {
             locals.row_mean = Some(new("linalg_vector_norm", row));
             locals.column_mean = Some(new("linalg_vector_norm", column));
             locals.var_estimate = Some(like(torch, "mm", param));
-            new("mean", one_by_one(row));
+            new("mean", mean_of_rows(row));
         }
         None => {
             locals.grad_squared = Some(like(torch, "mul", param));
@@ -102,6 +105,9 @@ fn one(torch: &Torch, param: &Leaf, locals: &mut Locals) {
         }
     }
     locals.update = locals.var_estimate.clone();
+    // Two norms and two factors read; clamp, rsqrt and mul by the gradient in place; the weight's add.
+    torch.moves(4 * size(param));
+    one_by_one(torch, param, &[2, 2, 3, 3]);
     scalar(torch, "linalg_vector_norm", param.dtype);
 }
 
@@ -121,11 +127,12 @@ fn list(torch: &Torch, params: &[&Leaf], lists: &mut Lists) {
         drop(each("linalg_vector_norm", |[row, _]| row));
         drop(each("linalg_vector_norm", |[_, column]| column));
         lists.var_estimates = foreach(torch, "mm", params);
-        drop(each("mean", |[row, _]| one_by_one(row)));
+        drop(each("mean", |[row, _]| mean_of_rows(row)));
     } else {
         drop(foreach(torch, "_foreach_mul", params));
         lists.var_estimates = foreach(torch, "clone", params);
     }
     lists.updates = lists.var_estimates.clone();
+    over_lists(torch, params, &[1, 1, 1, 1, 2, 2, 3, 3]);
     norms();
 }

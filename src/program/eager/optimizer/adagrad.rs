@@ -1,6 +1,9 @@
 //! `torch.optim.Adagrad`: a sum of squares in the parameter's type, made with the optimizer.
 
-use super::{Optimizer, States, by_dtype, foreach, like, state_like, step_count};
+use super::{
+    Optimizer, States, by_dtype, foreach, like, one_by_one, over_lists, size, state_like,
+    step_count,
+};
 use crate::program::eager::autograd::Leaf;
 use crate::program::eager::torch::Torch;
 use crate::spec::torch::OptimizerImpl;
@@ -39,15 +42,24 @@ impl Optimizer for Adagrad {
                 for group in by_dtype(params) {
                     _roots = foreach(torch, "_foreach_sqrt", &group);
                     _numerators = foreach(torch, "_foreach_mul", &group);
+                    // Addcmul, add, addcdiv; of root and numerator what they read.
+                    over_lists(torch, &group, &[3, 1, 2, 1, 4]);
                 }
             }
             OptimizerImpl::Forloop => {
                 let mut _root = None;
                 for param in params {
+                    one_by_one(torch, param, &[3]);
                     _root = Some(like(torch, "sqrt", param));
+                    torch.moves(size(param));
+                    one_by_one(torch, param, &[2, 4]);
                 }
             }
-            OptimizerImpl::Fused | OptimizerImpl::Bnb => {}
+            OptimizerImpl::Fused | OptimizerImpl::Bnb => {
+                for group in by_dtype(params) {
+                    over_lists(torch, &group, &[5]);
+                }
+            }
         }
     }
 }

@@ -1,6 +1,9 @@
 //! `torch.optim.AdamW`: two moments in the parameter's type.
 
-use super::{Optimizer, States, by_dtype, foreach, like, state_like, step_count};
+use super::{
+    Optimizer, States, by_dtype, foreach, like, one_by_one, over_lists, size, state_like,
+    step_count,
+};
 use crate::program::eager::autograd::Leaf;
 use crate::program::eager::torch::Torch;
 use crate::spec::torch::OptimizerImpl;
@@ -36,17 +39,27 @@ impl Optimizer for AdamW {
                 let mut _roots = Vec::new();
                 for group in by_dtype(params) {
                     _roots = foreach(torch, "_foreach_sqrt", &group);
+                    // Decay, lerp, mul, addcmul; of the root what it reads; div, add, addcdiv.
+                    over_lists(torch, &group, &[2, 3, 2, 3, 1, 2, 2, 4]);
                 }
             }
             OptimizerImpl::Forloop => {
                 // `denom` lives until the next parameter's is made.
                 let mut _denominator = None;
                 for param in params {
+                    one_by_one(torch, param, &[2, 3, 2, 3]);
                     let root = like(torch, "sqrt", param);
+                    torch.moves(size(param));
                     _denominator = Some(torch.plain_from("div", root));
+                    one_by_one(torch, param, &[2, 4]);
                 }
             }
-            OptimizerImpl::Fused | OptimizerImpl::Bnb => {}
+            // Weight, gradient and moments are read, all but the gradient written.
+            OptimizerImpl::Fused | OptimizerImpl::Bnb => {
+                for group in by_dtype(params) {
+                    over_lists(torch, &group, &[7]);
+                }
+            }
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use super::{Optimizer, States, state};
+use super::{Optimizer, States, size, state};
 use crate::program::eager::autograd::Leaf;
 use crate::program::eager::tensor::{DType, Tensor};
 use crate::program::eager::torch::Torch;
@@ -62,6 +62,14 @@ impl Optimizer for Blockwise {
     fn step(&self, torch: &Torch, params: &[&Leaf]) {
         for param in params {
             self.states.lazily(param, || self.first(torch, param));
+            // One kernel: the gradient is read, weight and states are read and written.
+            let elements = param.shape.elements();
+            let width = match self.bits {
+                Bits::Eight if elements >= LEAST_IN_BLOCKS => 1,
+                _ => DType::F32.bytes(),
+            };
+            let states = 2 * width * self.count as u64 * elements;
+            torch.in_place(3 * size(param) + states);
         }
     }
 }

@@ -1,8 +1,8 @@
 //! `torch.nn.utils.clip_grad_norm_(foreach=True)`.
 
-use super::{by_dtype, scalar};
+use super::{by_dtype, over_lists, scalar};
 use crate::program::eager::autograd::Leaf;
-use crate::program::eager::tensor::{DType, Tensor};
+use crate::program::eager::tensor::{DType, Dims, Tensor};
 use crate::program::eager::torch::Torch;
 
 /// Clips the gradients of these parameters; what it makes are scalars and their list.
@@ -24,11 +24,14 @@ pub fn clip_grad_norm(torch: &Torch, params: &[&Leaf]) {
 fn total_norm(torch: &Torch, params: &[&Leaf]) -> Option<Tensor> {
     let mut norms = Vec::new();
     for group in by_dtype(params) {
+        torch.op("_foreach_norm");
         norms.extend(
             group
                 .iter()
-                .map(|param| scalar(torch, "_foreach_norm", param.dtype)),
+                .map(|param| torch.empty(Dims::new(&[]), param.dtype)),
         );
+        // The norms read the gradients; `_foreach_mul_` by the coefficient, which is not asked whether it is one, reads and writes them.
+        over_lists(torch, &group, &[1, 2]);
     }
     let dtype = norms
         .iter()

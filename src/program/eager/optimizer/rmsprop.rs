@@ -1,6 +1,6 @@
 //! `torch.optim.RMSprop`: a mean square in the parameter's type.
 
-use super::{Optimizer, States, by_dtype, foreach, like, state_like};
+use super::{Optimizer, States, by_dtype, foreach, like, one_by_one, over_lists, size, state_like};
 use crate::program::eager::autograd::Leaf;
 use crate::program::eager::torch::Torch;
 use crate::spec::torch::OptimizerImpl;
@@ -29,11 +29,16 @@ impl Optimizer for RmsProp {
             let mut _averages = Vec::new();
             for group in by_dtype(params) {
                 _averages = foreach(torch, "_foreach_sqrt", &group);
+                // Mul, addcmul; of the root what it reads; add, addcdiv.
+                over_lists(torch, &group, &[2, 3, 1, 2, 4]);
             }
         } else {
             let mut _average = None;
             for param in params {
+                one_by_one(torch, param, &[2, 3]);
                 _average = Some(like(torch, "sqrt", param));
+                torch.moves(size(param));
+                one_by_one(torch, param, &[2, 4]);
             }
         }
     }

@@ -1,0 +1,109 @@
+//! `memfit plan --engine torch`: the fastest options of PyTorch that fit, and the flags that set them.
+
+use memfit::error::{Error, Result};
+use memfit::search::torch::{self, TorchOutcome, TorchRequest};
+use memfit::show::torch_plan::{self, Page};
+use memfit::spec::job::Precision;
+use memfit::spec::model::Head;
+use memfit::spec::torch::{Task, TorchDtype, TorchOptions};
+use memfit::spec::{catalog, device, trainer};
+use serde_json::{Map, Value, json};
+
+use super::plan::Args;
+use super::{Answer, DONE, MISFIT, complain, files};
+
+/// Searches, saves the trainer's arguments where asked, and answers.
+///
+/// # Errors
+/// Where the job or an option is wrong, or the file cannot be written.
+pub fn plan(args: &Args) -> Result<Answer> {
+    if let Some(fix) = args.job.fix.first() {
+        let why = "techniques are memfit's own engine's";
+        let next = "decide options of PyTorch with --torch, such as --torch checkpointing=full";
+        return Err(Error::value("--fix", fix, why, next));
+    }
+    let text = args.job.text(None)?;
+    let model = catalog::open(&text.model)?;
+    let given = TorchOptions::pairs(&args.torch.join(","))?;
+    let mut fixed: Vec<String> = given.keys().cloned().collect();
+    let mut options = reference(
+        &text.optimizer,
+        text.precision,
+        model.head == Head::MaskedLm,
+    );
+    options.insert("batch".into(), text.batch.into());
+    options.insert("seq".into(), text.seq.into());
+    if given.contains_key("optimizer") {
+        options.remove("optimizer_impl");
+    }
+    options.extend(given);
+    // A batch that is decided is one of the job, not a split of it.
+    fixed.retain(|key| key != "seq");
+    let mut reference = TorchOptions::from_json(&Value::Object(options))?;
+    memfit::machine::pytorch::settle_targets(&model, &mut reference, true)?;
+    let request = TorchRequest {
+        model,
+        device: device::find(&text.gpu)?,
+        reference,
+        fixed,
+        allow: args.job.class()?,
+    };
+    let answer = torch::search(&request)?;
+    let chosen = match &answer.outcome {
+        TorchOutcome::Fits(chosen) => chosen,
+        TorchOutcome::Misfit { closest, .. } => closest,
+    };
+    let written = trainer::write(&text.model, &chosen.candidate.options)?;
+    let page = Page {
+        request: &request,
+        asked: &text,
+        answer: &answer,
+        chosen,
+        written: &written,
+    };
+    let status = save(args, &answer.outcome, &written)?;
+    Ok(Answer {
+        text: torch_plan::text(&page),
+        json: torch_plan::json(&page),
+        status,
+    })
+}
+
+fn save(args: &Args, outcome: &TorchOutcome, written: &trainer::Written) -> Result<u8> {
+    match (outcome, &args.output) {
+        (TorchOutcome::Fits(_), Some(path)) => {
+            files::write(path, &format!("{:#}\n", json!(written.arguments)))?;
+            Ok(DONE)
+        }
+        (TorchOutcome::Fits(_), None) => Ok(DONE),
+        (TorchOutcome::Misfit { .. }, path) => {
+            if let Some(path) = path {
+                let path = path.display();
+                complain(&format!("{path} was not written: no options fit\n"));
+            }
+            Ok(MISFIT)
+        }
+    }
+}
+
+/// The job with nothing chosen: the Trainer's own defaults in the job's precision, with its optimizer.
+fn reference(optimizer: &str, precision: Precision, masked: bool) -> Map<String, Value> {
+    let autocast = match precision {
+        Precision::F32 => Value::Null,
+        Precision::Bf16 => TorchDtype::Bf16.name().into(),
+        Precision::Fp16 => TorchDtype::Fp16.name().into(),
+    };
+    let task = if masked {
+        Task::MaskedLm
+    } else {
+        Task::CausalLm
+    };
+    let all = [
+        ("task", task.name().into()),
+        ("autocast", autocast),
+        ("optimizer", optimizer.into()),
+    ];
+    all.map(|(key, value)| (key.to_string(), value))
+        .into_iter()
+        .collect()
+}
