@@ -257,10 +257,7 @@ fn a_run_selects_anew_within_the_memory_planned_learns_and_resumes_bit_for_bit()
     }
     let losses = whole.progress().losses.clone();
     let mean = |part: &[f32]| part.iter().sum::<f32>() / part.len() as f32;
-    assert!(
-        mean(&losses[50..]) < mean(&losses[..10]) - 0.5,
-        "{losses:?}"
-    );
+    assert!(mean(&losses[50..]) < losses[0] - 0.5, "{losses:?}");
     drop(whole);
     let mut again = session(60, Some(&save), folder.path());
     while again.done() < 60 {

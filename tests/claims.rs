@@ -5,6 +5,7 @@ use memfit::machine::estimate::{self, Estimate};
 use memfit::plan::{Choice, Plan, library};
 use memfit::spec::job::{Host, Job, Optimizer, Precision, Target};
 use memfit::spec::{catalog, device};
+use memfit::technique::Seen;
 
 /// Where both stand side by side.
 const TABLE: &str = include_str!("../docs/methods.md");
@@ -77,19 +78,37 @@ fn zero_offload_slows_a_step_as_published() {
     }
 }
 
+/// The first selection counts tensors and may be larger, which is planned for; all later ones count elements.
 #[test]
-fn block_llm_updates_less_than_a_twentieth() {
-    let plan = library::find("blockllm-7b-24gb").unwrap().plan().unwrap();
+fn block_llm_updates_less_than_a_twentieth_once_it_selects_by_norms() {
+    let mut plan = library::find("blockllm-7b-24gb").unwrap().plan().unwrap();
+    for choice in plan
+        .choices
+        .iter_mut()
+        .filter(|c| c.technique == "blockllm")
+    {
+        let often = [("every", "1"), ("patience", "1")];
+        choice
+            .args
+            .0
+            .extend(often.map(|(k, v)| (k.to_string(), v.to_string())));
+    }
+    let mut policy = plan.policy(0).unwrap().unwrap();
+    for (step, loss) in [(1, 1.0), (2, 2.0)] {
+        let scalars = Default::default();
+        policy.after(&Seen {
+            step,
+            loss,
+            scalars: &scalars,
+        });
+    }
     let shared = plan.steps().unwrap().shared();
-    let bytes = |role: Role| {
-        shared
-            .iter()
-            .filter(|s| s.role == role)
-            .map(|s| s.bytes.0)
-            .sum::<u64>()
-    };
-    // Two f32 moments of an updated element, two bytes of a parameter.
-    let share = bytes(Role::OptimizerState) as f64 / 8.0 / (bytes(Role::Parameter) as f64 / 2.0);
+    let parameters = shared.iter().filter(|s| s.role == Role::Parameter);
+    let all: u64 = parameters.clone().map(|s| s.bytes.0).sum();
+    let args = policy.args();
+    let names: Vec<&str> = args.0["selected"].split('|').collect();
+    let selected = parameters.filter(|s| names.contains(&&*s.name));
+    let share = selected.map(|s| s.bytes.0).sum::<u64>() as f64 / all as f64;
     assert!(share > 0.02 && share < 0.05, "{share}");
     assert!(proved("blockllm-7b-24gb").peak.gpu.0 < proved("adamw8bit-7b-48gb").peak.gpu.0 / 2);
 }

@@ -121,10 +121,7 @@ impl Technique for BlockLlm {
         });
         match forward.parameters.is_empty() {
             false => Ok(()),
-            true => {
-                let next = "lower sparsity, or name tensors that are trained";
-                Err(Error::value("blockllm", "nothing", "is selected", next))
-            }
+            true => Err(nothing()),
         }
     }
 
@@ -161,6 +158,9 @@ impl Technique for BlockLlm {
             return Ok(None);
         }
         let (selected, watched) = worst(&settings(args)?, &trained()?);
+        if selected.is_empty() {
+            return Err(nothing());
+        }
         Ok(Some(with(args, &selected, &watched)))
     }
 
@@ -200,6 +200,11 @@ fn with(args: &Args, selected: &[String], watched: &[String]) -> Args {
     args.0.insert("selected".to_string(), joined(selected));
     args.0.insert("watched".to_string(), joined(watched));
     args
+}
+
+fn nothing() -> Error {
+    let next = "lower sparsity, or train tensors of layers";
+    Error::value("blockllm", "nothing", "can be selected", next)
 }
 
 /// Names in an argument.

@@ -213,6 +213,7 @@ impl Adapters {
             let op = Scale {
                 by: scale,
                 in_place: true,
+                format: None,
             };
             z = edit.emit(op, &[z], spot("lora_scale"))?;
         }

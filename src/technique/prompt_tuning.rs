@@ -123,6 +123,7 @@ impl Prompt {
             let op = Scale {
                 by: scale,
                 in_place: false,
+                format: None,
             };
             prompt = edit.emit(
                 op,

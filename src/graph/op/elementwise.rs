@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::graph::backward::Backward;
 use crate::graph::op::Element;
 use crate::graph::tangent::Tangent;
-use crate::graph::tensor::Type;
+use crate::graph::tensor::{DType, Type};
 use crate::with_float;
 use rayon::prelude::*;
 
@@ -98,6 +98,8 @@ pub struct Scale {
     pub by: f64,
     /// Whether the product overwrites x.
     pub in_place: bool,
+    /// Format of a product in a storage of its own, where it is not that of x.
+    pub format: Option<DType>,
 }
 
 impl Op for Scale {
@@ -108,7 +110,7 @@ impl Op for Scale {
         expect_inputs(self.name(), inputs, 1)?;
         Ok(vec![match self.in_place {
             true => Output::Overwrite { of: 0 },
-            false => Output::Fresh(inputs[0].clone()),
+            false => Output::Fresh(inputs[0].with(self.format.unwrap_or(inputs[0].dtype))),
         }])
     }
     fn work(&self, inputs: &[Type], outputs: &[Type]) -> Work {
@@ -120,25 +122,40 @@ impl Op for Scale {
     }
     fn backward(&self, at: &mut Backward) -> Result<()> {
         let Some(dy) = at.grad(0) else { return Ok(()) };
-        let in_place = at.owns_grad(0);
-        let dx = at.emit(Scale { in_place, ..*self }, &[dy])?[0];
+        let wanted = at.format(0);
+        let format = (wanted != at.type_of(dy).dtype).then_some(wanted);
+        let in_place = format.is_none() && at.owns_grad(0);
+        let op = Scale {
+            by: self.by,
+            in_place,
+            format,
+        };
+        let dx = at.emit(op, &[dy])?[0];
         at.give(0, dx)
     }
     fn tangent(&self, at: &mut Tangent) -> Result<()> {
         let in_place = at.owns(0);
-        at.product_rule(Scale { in_place, ..*self })
+        at.product_rule(Scale {
+            in_place,
+            ..self.clone()
+        })
     }
     fn cpu(&self, io: &mut Io) -> Result<()> {
         let (x, y, by) = (io.inputs[0], &mut io.outputs[0], self.by as f32);
-        with_float!("scale", y.at.dtype, T => {
-            y.of::<T>().par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, y)| {
-                if !self.in_place {
-                    y.copy_from_slice(&x.of()[chunk * CHUNK..chunk * CHUNK + y.len()]);
-                }
-                y.iter_mut().for_each(|y| *y = T::narrow(y.wide() * by));
+        if self.in_place {
+            return with_float!("scale", y.at.dtype, T => {
+                let chunks = y.of::<T>().par_chunks_mut(CHUNK);
+                chunks.for_each(|y| y.iter_mut().for_each(|y| *y = T::narrow(y.wide() * by)));
+                Ok(())
+            });
+        }
+        with_float!("scale", x.at.dtype, S => with_float!("scale", y.at.dtype, T => {
+            let chunks = y.of::<T>().par_chunks_mut(CHUNK).zip(x.of::<S>().par_chunks(CHUNK));
+            chunks.for_each(|(y, x)| {
+                y.iter_mut().zip(x).for_each(|(y, x)| *y = T::narrow(x.wide() * by));
             });
             Ok(())
-        })
+        }))
     }
 }
 

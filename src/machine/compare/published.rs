@@ -26,9 +26,9 @@ const MOST_GIB: f64 = 1e6;
 /// The case of a record.
 pub(super) fn case(line: usize, id: &str, fields: &Fields) -> Result<Case, Refusal> {
     let mut assumed: Vec<String> = fields.opt("assumed")?.unwrap_or_default();
-    assumed
-        .iter_mut()
-        .for_each(|a| *a = format!("the record itself assumes: {a}"));
+    for a in &mut assumed {
+        *a = format!("the record itself assumes: {a}");
+    }
     let precision = word(fields, "precision", words::PRECISIONS, &mut assumed)?;
     in_scope(fields, &precision)?;
     let arch: Arch = fields.need("arch")?;
@@ -39,21 +39,18 @@ pub(super) fn case(line: usize, id: &str, fields: &Fields) -> Result<Case, Refus
     let (model, notes) = arch::model(&name, &arch, seq, practice.joined_heads)?;
     assumed.extend(notes);
     let update = word(fields, "optimizer", words::OPTIMIZERS, &mut assumed)?;
-    let offload = optional(fields, "offload", words::OFFLOADS, &mut assumed)?;
-    let offload = offload.unwrap_or(Offload::Nothing);
+    let offload =
+        optional(fields, "offload", words::OFFLOADS, &mut assumed)?.unwrap_or(Offload::Nothing);
     let mut options = options(fields, &precision, &update, &mut assumed)?;
-    (options.batch, options.seq) = (batch, seq);
-    options.activation_offload = offload == Offload::Activations;
-    if model.head == Head::MaskedLm {
-        options.task = Task::MaskedLm;
-    }
+    (options.batch, options.seq, options.activation_offload) =
+        (batch, seq, offload == Offload::Activations);
+    options.task = match model.head {
+        Head::MaskedLm => Task::MaskedLm,
+        _ => options.task,
+    };
+    let quantized = options.quant.is_some();
     let mut figure = figure(fields, practice.unnamed, &mut assumed)?;
-    if practice.zero && options.quant.is_some() {
-        figure.zero = true;
-        figure.beside += words::ZERO_BUCKETS;
-    }
-    figure.gradients_die = update.in_backward;
-    figure.state_elsewhere = update.elsewhere || offload == Offload::State;
+    elsewhere(&mut figure, &practice, &update, (offload, quantized));
     match adapter(fields, &model, &precision, practice.dropout, &mut assumed)? {
         Some((lora, trained)) => {
             options.lora = Some(lora);
@@ -69,11 +66,8 @@ pub(super) fn case(line: usize, id: &str, fields: &Fields) -> Result<Case, Refus
     }
     practised(&mut options, &practice, &update, &precision);
     let options = checked(&options)?;
-    let on_host = if update.on_host {
-        params(fields, &arch)?
-    } else {
-        0
-    };
+    let on_host = update.on_host.then(|| params(fields, &arch));
+    let on_host = on_host.transpose()?.unwrap_or(0);
     let timed = timed(fields, &options, &practice, on_host, &mut assumed)?;
     Ok(Case {
         timed,
@@ -87,6 +81,21 @@ pub(super) fn case(line: usize, id: &str, fields: &Fields) -> Result<Case, Refus
         },
         assumed,
     })
+}
+
+/// What the source's sharding and its update hold beside the step, or elsewhere.
+fn elsewhere(
+    figure: &mut Figure,
+    practice: &words::Practice,
+    update: &words::Update,
+    (offload, quantized): (Offload, bool),
+) {
+    if practice.zero && quantized {
+        figure.zero = true;
+        figure.beside += words::ZERO_BUCKETS;
+    }
+    figure.gradients_die = update.in_backward;
+    figure.state_elsewhere = update.elsewhere || offload == Offload::State;
 }
 
 /// The options as the source's own code sets them.
