@@ -42,7 +42,11 @@ fn every_combination_takes_the_bytes_and_gives_the_losses_that_were_predicted() 
     let folder = tempfile::tempdir().unwrap();
     let mut bases = Bases::default();
     let mut failures = Vec::new();
-    for case in cases().iter().filter(|c| !c.big) {
+    // Of the later tables every third: the committed rows hold the rest, and their programs are held to those rows.
+    let here = |(index, case): &(usize, &agreement::Case)| {
+        !case.big && (case.name.starts_with(|c: char| c.is_ascii_digit()) || index % 3 == 0)
+    };
+    for (_, case) in cases().iter().enumerate().filter(here) {
         if let Err(error) = run_case(case, None, folder.path(), &mut bases) {
             failures.push(format!("{} {:?}: {error}", case.name, case.choices));
         }

@@ -2,10 +2,6 @@
 #![allow(unsafe_code)] // raw pointers into disjoint blocks, and the GEMM crate's own interface
 
 mod grid;
-#[cfg(target_arch = "x86_64")]
-mod pack;
-#[cfg(target_arch = "x86_64")]
-mod wide;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -168,11 +164,11 @@ fn each_block(slots: usize, blocks: usize, task: impl Fn(usize, usize) + Sync) {
         });
 }
 
-/// The result, writable from several tasks, each in blocks of its own; rows are `stride` apart.
+/// The result, writable from several tasks, each in blocks of its own.
 #[derive(Clone, Copy)]
-pub(super) struct Target<T> {
-    pub data: *mut T,
-    pub stride: usize,
+struct Target<T> {
+    data: *mut T,
+    stride: usize,
 }
 
 // SAFETY: tasks write disjoint blocks, which `each_block` hands out once each; the slice outlives them all.
@@ -181,14 +177,6 @@ unsafe impl<T> Send for Target<T> {}
 unsafe impl<T> Sync for Target<T> {}
 
 impl<T> Target<T> {
-    /// From element (row, column) on.
-    fn part(self, row: usize, column: usize) -> Target<T> {
-        Target {
-            data: self.at(row, column),
-            ..self
-        }
-    }
-
     fn at(&self, row: usize, column: usize) -> *mut T {
         self.data.wrapping_add(row * self.stride + column)
     }
@@ -341,84 +329,24 @@ fn call(
         (k - 1) * b.row + (n - 1) * b.column < b.data.len(),
         "right operand leaves its slice"
     );
-    // Where its steps are far apart, the crate packs the left operand slowly.
-    let own = a.column != 1;
-    let product = if own { small } else { large };
-    let into = Target { data: dst, stride };
     // SAFETY: the operands were checked just above; `matmul` checked that the block lies within the result.
-    unsafe { product(into, shape, a.strided(), b.strided(), 1.0, accumulate) };
-}
-
-impl Corner<'_> {
-    fn strided(&self) -> Strided {
-        Strided {
-            data: self.data.as_ptr(),
-            row: self.row,
-            column: self.column,
-        }
-    }
-}
-
-/// A strided operand from one of its elements on.
-#[derive(Clone, Copy)]
-pub(super) struct Strided {
-    pub data: *const f32,
-    pub row: usize,
-    pub column: usize,
-}
-
-/// `dst = factor * a · b`, or `dst += factor * a · b`, of shape (m, n, k) on the calling thread, best for small operands.
-///
-/// # Safety
-/// Every element must lie in memory that may be read, or written where it is `dst`'s.
-pub(super) unsafe fn small(
-    dst: Target<f32>,
-    shape: (usize, usize, usize),
-    a: Strided,
-    b: Strided,
-    factor: f32,
-    accumulate: bool,
-) {
-    // One row or column: the crate's other paths waste nothing.
-    #[cfg(target_arch = "x86_64")]
-    if shape.0 > 1 && shape.1 > 1 && wide::is_supported() {
-        // SAFETY: the caller's promise, and the machine has AVX-512.
-        return unsafe { wide::multiply(dst, shape, a, b, (factor, accumulate)) };
-    }
-    // SAFETY: the caller's promise.
-    unsafe { large(dst, shape, a, b, factor, accumulate) }
-}
-
-/// As [`small`], by the GEMM crate.
-///
-/// # Safety
-/// As for [`small`].
-unsafe fn large(
-    dst: Target<f32>,
-    (m, n, k): (usize, usize, usize),
-    a: Strided,
-    b: Strided,
-    factor: f32,
-    accumulate: bool,
-) {
-    // SAFETY: the caller's promise.
     unsafe {
         gemm::gemm(
             m,
             n,
             k,
-            dst.data,
+            dst,
             1,
-            dst.stride as isize,
+            stride as isize,
             accumulate,
-            a.data,
+            a.data.as_ptr(),
             a.column as isize,
             a.row as isize,
-            b.data,
+            b.data.as_ptr(),
             b.column as isize,
             b.row as isize,
+            f32::from(u8::from(accumulate)),
             1.0,
-            factor,
             false,
             false,
             false,

@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use rayon::prelude::*;
 
 use super::Element;
-use super::gemm::{Mat, Strided, Target, small};
+use super::gemm::Mat;
 use super::simd;
 use crate::graph::tensor::DType;
 
@@ -199,20 +199,30 @@ pub fn product(dst: &mut TileMut<f32>, a: Mat<f32>, b: Mat<f32>, factor: f32, ac
         dst.rows == a.rows && dst.cols == b.cols && a.cols == b.rows,
         "product of shapes that disagree"
     );
-    let strided = |m: Mat<f32>| Strided {
-        data: m.data.as_ptr(),
-        row: m.row_stride,
-        column: m.col_stride,
-    };
-    let (shape, target) = (
-        (a.rows, b.cols, a.cols),
-        Target {
-            data: dst.data,
-            stride: dst.stride,
-        },
-    );
     // SAFETY: all three matrices were checked to lie inside their slices, and `dst` is exclusive.
-    unsafe { small(target, shape, strided(a), strided(b), factor, accumulate) }
+    unsafe {
+        gemm::gemm(
+            a.rows,
+            b.cols,
+            a.cols,
+            dst.data,
+            1,
+            dst.stride as isize,
+            accumulate,
+            a.data.as_ptr(),
+            a.col_stride as isize,
+            a.row_stride as isize,
+            b.data.as_ptr(),
+            b.col_stride as isize,
+            b.row_stride as isize,
+            1.0,
+            factor,
+            false,
+            false,
+            false,
+            gemm::Parallelism::None,
+        );
+    }
 }
 
 /// `range` in pieces of `step`; the last may be shorter.
