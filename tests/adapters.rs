@@ -268,10 +268,12 @@ fn lora_has_the_loss_and_the_gradients_of_the_merged_model() {
     }
 }
 
-/// Along each parameter's own gradient the loss changes by its norm.
+/// Along each parameter's own gradient the loss changes by its norm; not where it has kinks (OPT's ReLU) or steps (Mixtral's
+/// routing), whose derivatives the tangents hold.
 #[test]
 fn gradients_of_adapters_agree_with_differences() {
-    for text in FAMILIES {
+    let smooth = |text: &&str| !["opt", "mixtral"].contains(&kind(text).as_str());
+    for text in FAMILIES.into_iter().filter(smooth) {
         for choice in ADAPTERS {
             let adapted = adapted(text, Precision::F32, &[choice]);
             let values = all_values(text, &adapted);
@@ -295,9 +297,8 @@ fn gradients_of_adapters_agree_with_differences() {
                 let slope = |by: f64| (moved(by) - moved(-by)) / (2.0 * by);
                 let slope = (4.0 * slope(0.01) - slope(0.02)) / 3.0;
                 let off = (slope - norm).abs() / norm;
-                // Adapters of OPT have kinks, as ReLU does: measured 2.2e-2 at most.
                 assert!(
-                    off < 4e-2,
+                    off < 1e-2,
                     "{} {choice}: {name} is off by {off:e}",
                     kind(text)
                 );
