@@ -1,6 +1,7 @@
 //! 8-bit AdamW, Lion and Adafactor: the packages' results, plain loops in f64, and bytes of state.
 
-use memfit::graph::op::optimizer::{Adafactor, AdamW, AdamW8Bit, LEAST, Lion, dynamic};
+use memfit::graph::op::dynamic;
+use memfit::graph::op::optimizer::{Adafactor, AdamW, AdamW8Bit, LEAST, Lion};
 use memfit::graph::tensor::{DType, Type};
 
 use crate::bench::assert_near;

@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use memfit::error::{Error, Result};
-use memfit::machine::trial::{Outcome, Row, chosen, read, write};
+use memfit::machine::rows;
+use memfit::machine::trial::{Outcome, Row, chosen};
 use memfit::plan::Choice;
 use memfit::show::trial;
 
@@ -52,12 +53,12 @@ pub fn trial(args: &Args, json: bool) -> Result<Answer> {
         .unwrap_or_else(|| PathBuf::from("memfit-trial"));
     std::fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, "create", e))?;
     let file = folder.join("trial.jsonl");
-    let mut rows = Vec::new();
+    let mut done: Vec<Row> = Vec::new();
     for (number, candidate) in candidates.iter().enumerate() {
         let settings = settings(&args.run, candidate);
-        let known = read(&file)?
+        let known = rows::read(&file)?
             .into_iter()
-            .find(|row| row.settings == settings);
+            .find(|row: &Row| row.settings == settings);
         if !json {
             complain(&format!(
                 "candidate {} of {}: {}\n",
@@ -70,16 +71,16 @@ pub fn trial(args: &Args, json: bool) -> Result<Answer> {
             Some(row) => row,
             None => {
                 let row = one(&args.run, candidate, &folder, settings, json)?;
-                write(&file, &row)?;
+                rows::append(&file, &row.candidate, &row)?;
                 row
             }
         };
-        rows.push(row);
+        done.push(row);
     }
-    let chosen = chosen(&rows, tolerance);
+    let chosen = chosen(&done, tolerance);
     Ok(Answer {
-        text: trial::text(&rows, chosen, tolerance),
-        json: trial::json(&rows, chosen, tolerance),
+        text: trial::text(&done, chosen, tolerance),
+        json: trial::json(&done, chosen, tolerance),
         status: if chosen.is_some() { DONE } else { MISFIT },
     })
 }

@@ -311,10 +311,15 @@ impl Step {
         let old = inputs
             .get(of)
             .ok_or_else(|| Error::shape(op, format!("overwrites input {of}, which it has not")))?;
-        let mut next = self.tensor(*old).clone();
+        Ok(self.next_version(*old))
+    }
+
+    /// What stands in the storage of `value` once it is overwritten.
+    fn next_version(&mut self, value: TensorId) -> TensorId {
+        let mut next = self.tensor(value).clone();
         next.version += 1;
         self.tensors.push(next);
-        Ok(TensorId(self.tensors.len() as u32 - 1))
+        TensorId(self.tensors.len() as u32 - 1)
     }
 
     /// Lets `node` read `value` as its input `index`. What it overwrote there it overwrites in `value`'s storage then: the answer
@@ -328,10 +333,7 @@ impl Step {
         let over = self.overwrites(node).iter().position(|&o| o == Some(index));
         node.inputs[index] = value;
         let output = over?;
-        let mut next = self.tensor(value).clone();
-        next.version += 1;
-        self.tensors.push(next);
-        let made = TensorId(self.tensors.len() as u32 - 1);
+        let made = self.next_version(value);
         Some((std::mem::replace(&mut node.outputs[output], made), made))
     }
 

@@ -131,17 +131,15 @@ impl Bringer<'_> {
     fn node(&mut self, index: usize, mut node: Node) -> Result<Node> {
         let name = node.op.name();
         if name != MOVE && name != SETTLE {
-            let overwrites = self.step.overwrites(&node);
             for input in 0..node.inputs.len() {
                 let value = node.inputs[input];
                 if touches(node.stream, self.step.storage_of(value).place) {
                     continue;
                 }
-                let overwriter = overwrites.iter().position(|&o| o == Some(input));
-                let copy = self.fetch(index, &node, value, overwriter.is_some())?;
-                node.inputs[input] = copy;
-                if let Some(output) = overwriter {
-                    self.write_back(index, &mut node, output, value, copy)?;
+                let own = self.step.overwrites(&node).contains(&Some(input));
+                let copy = self.fetch(index, &node, value, own)?;
+                if let Some((made, changed)) = self.step.redirect(&mut node, input, copy) {
+                    self.write_back(index, &node, (value, made), changed);
                 }
             }
         }
@@ -186,24 +184,17 @@ impl Bringer<'_> {
         Ok(copy)
     }
 
-    /// Output `output` of `node` overwrites `copy` now; a move brings it home over `value`, unless nobody looks there again.
+    /// `node` makes `changed` of a copy of `value` now; a move brings it home over `value` as `made`, unless nobody looks there again.
     fn write_back(
         &mut self,
         index: usize,
-        node: &mut Node,
-        output: usize,
-        value: TensorId,
-        copy: TensorId,
-    ) -> Result<()> {
-        let made = node.outputs[output];
-        let mut next = self.step.tensor(copy).clone();
-        next.version += 1;
-        self.step.tensors.push(next);
-        let changed = TensorId(self.step.tensors.len() as u32 - 1);
-        node.outputs[output] = changed;
+        node: &Node,
+        (value, made): (TensorId, TensorId),
+        changed: TensorId,
+    ) {
         self.made.insert(self.step.tensor(value).storage.0, index);
         if !self.step.storage_of(value).shared && !self.read.contains(&made) {
-            return Ok(());
+            return;
         }
         let (from, to) = (
             self.step.storage_of(changed).place,
@@ -219,7 +210,6 @@ impl Bringer<'_> {
             block: node.block.clone(),
             stream: copy_stream(from, to),
         });
-        Ok(())
     }
 }
 

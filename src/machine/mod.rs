@@ -10,6 +10,7 @@ pub mod measure;
 pub mod micro;
 pub mod probe;
 pub mod pytorch;
+pub mod rows;
 pub mod sim;
 pub mod speed;
 pub mod timeline;

@@ -1,14 +1,10 @@
 //! Short runs of several methods, and which of those that learn well enough is the cheapest.
 
-use std::fs::OpenOptions;
-use std::io::Write;
-use std::path::Path;
-
 use serde::{Deserialize, Serialize};
 
 use super::estimate::{self, Estimate};
 use super::train::session::Session;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::plan::Plan;
 use crate::spec::job::PerPlace;
 use crate::spec::units::{Bytes, Seconds};
@@ -122,33 +118,4 @@ pub fn chosen(rows: &[Row], tolerance: f64) -> Option<usize> {
     able.filter(|(_, ran)| learns(ran))
         .min_by_key(|(_, ran)| cost(ran))
         .map(|(i, _)| i)
-}
-
-/// The rows of a file, one JSON object a line; a line cut short by a crash is no row.
-///
-/// # Errors
-/// Where the file is there but cannot be read.
-pub fn read(path: &Path) -> Result<Vec<Row>> {
-    let text = match std::fs::read_to_string(path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        text => text.map_err(|e| Error::io(path, "read", e))?,
-    };
-    Ok(text
-        .lines()
-        .filter_map(|line| serde_json::from_str(line).ok())
-        .collect())
-}
-
-/// Adds a row to a file.
-///
-/// # Errors
-/// Where it cannot be written.
-pub fn write(path: &Path, row: &Row) -> Result<()> {
-    let next = "report the candidate";
-    let line = serde_json::to_string(row)
-        .map_err(|e| Error::value("row", &row.candidate, e.to_string(), next))?;
-    let file = OpenOptions::new().create(true).append(true).open(path);
-    let mut file = file.map_err(|e| Error::io(path, "open", e))?;
-    file.write_all(format!("{line}\n").as_bytes())
-        .map_err(|e| Error::io(path, "write", e))
 }

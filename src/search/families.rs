@@ -63,7 +63,7 @@ pub const FAMILIES: &[Family] = &[
 ];
 
 /// Each family with activations kept and with them computed again, where the request leaves the choice.
-pub fn all(request: &Request) -> Vec<(&'static Family, Proposal)> {
+pub fn all(request: &Request) -> Vec<Proposal> {
     let open = request.allow == Exactness::Lossy && !request.fixed.iter().any(Choice::is_rule);
     let families = FAMILIES.iter().filter(|_| open);
     families
@@ -71,7 +71,7 @@ pub fn all(request: &Request) -> Vec<(&'static Family, Proposal)> {
         .collect()
 }
 
-fn proposals(family: &'static Family, request: &Request) -> Vec<(&'static Family, Proposal)> {
+fn proposals(family: &Family, request: &Request) -> Vec<Proposal> {
     let sixteen = request.job.precision != Precision::F32;
     let scaled = request.job.precision == Precision::Fp16;
     let applies = |text: &&&str| match **text {
@@ -101,11 +101,11 @@ fn proposals(family: &'static Family, request: &Request) -> Vec<(&'static Family
         );
     }
     let with = |more: &[Choice]| own.iter().chain(&streamed).chain(more).cloned().collect();
-    let mut all = vec![(family, (family.name.to_string(), with(&[])))];
+    let mut all = vec![(family.name.to_string(), with(&[]))];
     if family.backward {
         let recompute = Choice::new("recompute", "layers.*", &[]);
         let name = format!("{} + recompute", family.name);
-        all.push((family, (name, with(&[recompute]))));
+        all.push((name, with(&[recompute])));
     }
     all
 }

@@ -81,11 +81,7 @@ fn proposals(request: &Request) -> Vec<Proposal> {
     baselines::all(request)
         .into_iter()
         .chain(greedy::more(request))
-        .chain(
-            families::all(request)
-                .into_iter()
-                .map(|(_, proposal)| proposal),
-        )
+        .chain(families::all(request))
         .collect()
 }
 

@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::Draft;
+use super::{Draft, Update};
 use crate::error::{Error, Result};
 use crate::graph::build::Forward;
 use crate::graph::op::Op;
 use crate::graph::op::direction::{Direction, Perturb, Slope};
 use crate::graph::tensor::{DType, First, Name, Role, TensorId, Type};
-use crate::graph::{Node, Phase, Spot, Step, Stream};
+use crate::graph::{Node, Phase, Spot, Step};
 use crate::spec::job::Place;
 
 /// How a pass moves the parameters it moves.
@@ -65,6 +65,18 @@ pub(super) fn refuse(name: &str, draft: &Draft) -> Result<()> {
         why: why.to_string(),
         next: "leave one of them out".to_string(),
     })
+}
+
+/// Where nodes that draw the direction of a parameter stand, in its own block unless another is given: their origin says which
+/// numbers are drawn.
+pub(super) fn spot(step: &Step, parameter: TensorId, block: Option<&Name>, phase: Phase) -> Spot {
+    let own = Update::spot(step, parameter);
+    Spot {
+        origin: format!("{}.direction", own.origin).into(),
+        phase,
+        block: block.cloned().unwrap_or(own.block),
+        stream: own.stream,
+    }
 }
 
 impl Estimator {
@@ -197,23 +209,11 @@ impl Estimator {
         }
     }
 
-    /// Where nodes that draw the direction of a parameter stand: their origin says which numbers are drawn.
-    fn spot(&self, parameter: TensorId, block: Option<&Name>, phase: Phase) -> Spot {
-        let name = &self.step.storage_of(parameter).name;
-        let own = name.split('/').next().unwrap_or(name);
-        Spot {
-            origin: format!("{name}.direction").into(),
-            phase,
-            block: block.cloned().unwrap_or_else(|| own.into()),
-            stream: Stream::Compute,
-        }
-    }
-
     /// A moved copy of a parameter, for one use.
     fn moved_copy(&mut self, at: TensorId, moved: &Move, block: &Name) -> Result<TensorId> {
         let mut inputs = vec![at];
         inputs.extend(&moved.slopes);
-        let spot = self.spot(at, Some(block), Phase::Forward);
+        let spot = spot(&self.step, at, Some(block), Phase::Forward);
         let op = Arc::new(self.perturb(moved, false));
         Ok(self.step.emit(op, &inputs, spot, Role::Temporary)?[0])
     }
@@ -224,7 +224,7 @@ impl Estimator {
             let at = self.newest[parameter];
             let mut inputs = vec![at];
             inputs.extend(&moved.slopes);
-            let spot = self.spot(at, None, Phase::Forward);
+            let spot = spot(&self.step, at, None, Phase::Forward);
             let op = Arc::new(self.perturb(moved, true));
             let made = self.step.emit(op, &inputs, spot, Role::Temporary)?[0];
             self.newest.insert(*parameter, made);
@@ -264,7 +264,7 @@ impl Estimator {
             for suffix in states {
                 inputs.push(self.kept(&format!("{name}.{suffix}"), format.clone(), First::Zero));
             }
-            let spot = self.spot(at, None, Phase::Update);
+            let spot = spot(&self.step, at, None, Phase::Update);
             let made = self.step.emit(op.clone(), &inputs, spot, Role::Temporary)?[0];
             self.newest.insert(*parameter, made);
         }

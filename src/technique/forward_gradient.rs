@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::estimator::{Estimator, refuse};
+use super::estimator::{Estimator, refuse, spot};
 use super::{Args, Argument, Card, Derivative, Draft, Site, Technique};
 use crate::error::Result;
 use crate::graph::build::Forward;
@@ -11,7 +11,7 @@ use crate::graph::op::Op;
 use crate::graph::op::direction::{Descend, Direction, Draw, Rule};
 use crate::graph::tangent::{Tangents, push_forward};
 use crate::graph::tensor::{Role, TensorId};
-use crate::graph::{Phase, Spot, Step, Stream};
+use crate::graph::{Phase, Step};
 use crate::spec::job::Exactness;
 
 /// Steps along a random direction by the loss's exact derivative along it.
@@ -92,14 +92,8 @@ fn along(
 }
 
 fn draw(step: &mut Step, parameter: TensorId, direction: Direction) -> Result<TensorId> {
-    let name = step.storage_of(parameter).name.clone();
     let at = step.type_of(parameter).clone();
-    let spot = Spot {
-        origin: format!("{name}.direction").into(),
-        phase: Phase::Forward,
-        block: name.split('/').next().unwrap_or(&name).into(),
-        stream: Stream::Compute,
-    };
+    let spot = spot(step, parameter, None, Phase::Forward);
     Ok(step.emit(Arc::new(Draw { at, direction }), &[], spot, Role::Temporary)?[0])
 }
 

@@ -22,6 +22,7 @@ pub mod compress;
 pub mod cross_entropy;
 pub mod direction;
 pub mod dropout;
+pub mod dynamic;
 pub mod elementwise;
 pub mod embedding;
 pub mod flash;

@@ -1,7 +1,5 @@
 //! The whole bench: every combination once, rows kept as they finish, and what they say together.
 
-use std::fs::{File, OpenOptions};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -10,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{Bases, Case, Row, cases, lowered, run_case, total};
 use crate::error::{Error, Result};
 use crate::machine::probe::median;
+use crate::machine::rows;
 use crate::spec::device::Device;
 
 /// What a bench is asked for.
@@ -75,7 +74,7 @@ pub fn bench(options: &Options, progress: &mut dyn FnMut(&str, f64)) -> Result<V
             true => in_a_process(case, options)?,
             false => run_case(case, device.as_ref(), &options.folder, &mut bases)?,
         };
-        append(&options.rows, &row)?;
+        rows::append(&options.rows, &row.name, &row)?;
         rows.retain(|r| r.name != row.name);
         rows.push(row);
     }
@@ -87,35 +86,12 @@ pub fn bench(options: &Options, progress: &mut dyn FnMut(&str, f64)) -> Result<V
 /// # Errors
 /// Where the file is there but cannot be read.
 pub fn read(path: &Path) -> Result<Vec<Row>> {
-    let text = match std::fs::read_to_string(path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        text => text.map_err(|e| Error::io(path, "read", e))?,
-    };
     let mut rows: Vec<Row> = Vec::new();
-    for row in text
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Row>(line).ok())
-    {
+    for row in rows::read::<Row>(path)? {
         rows.retain(|r| r.name != row.name);
         rows.push(row);
     }
     Ok(rows)
-}
-
-fn append(path: &Path, row: &Row) -> Result<()> {
-    let mut file: File = OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(path)
-        .map_err(|e| Error::io(path, "open", e))?;
-    let line = format!("{}\n", json(row)?);
-    file.write_all(line.as_bytes())
-        .map_err(|e| Error::io(path, "write", e))
-}
-
-fn json(row: &Row) -> Result<String> {
-    let next = "report the case";
-    serde_json::to_string(row).map_err(|e| Error::value("row", &row.name, e.to_string(), next))
 }
 
 /// Runs a case in a fresh process, so that the process's peak is the case's.

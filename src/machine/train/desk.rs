@@ -53,16 +53,15 @@ pub struct Desk {
 impl Desk {
     /// A desk for `model` whose persistent storages are `storages`.
     pub fn new(model: ModelSpec, storages: &[Kept], origin: Origin) -> Desk {
-        let named = storages
-            .iter()
-            .map(|kept| (kept.name.clone(), kept.clone()));
-        Desk {
+        let mut desk = Desk {
             model,
-            storages: named.collect(),
+            storages: BTreeMap::new(),
             origin,
             absmax: Mutex::new(("".into(), None)),
             tray: Mutex::default(),
-        }
+        };
+        desk.know(storages);
+        desk
     }
 
     fn tray(&self) -> std::sync::MutexGuard<'_, Tray> {

@@ -5,7 +5,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::error::Result;
-use crate::graph::op::quantized::{Format, NESTED, Part, dynamic, offset};
+use crate::graph::op::quantized::{Format, NESTED, Part, nested as again, offset};
 use crate::graph::tensor::Derivation;
 
 /// Elements of a weight that are held at a time, unless a block has more.
@@ -123,7 +123,7 @@ fn nested(part: Part, absmax: &[f32], at: usize, into: &mut [u8]) -> Result<()> 
     let blocks = codes.chunks_mut(size).zip(absmax.chunks(size));
     let nested = blocks.map(|(codes, absmax)| {
         let shifted: Vec<f32> = absmax.iter().map(shifted).collect();
-        dynamic::quantize(&shifted, shifted.len() == size, codes)
+        again::quantize(&shifted, shifted.len() == size, codes)
     });
     let nested: Vec<f32> = nested.collect();
     match part {

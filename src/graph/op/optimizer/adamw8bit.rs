@@ -1,9 +1,9 @@
 //! AdamW with moments in one byte each.
 
 use super::adamw::Moments;
-use super::dynamic::{Map, SIGNED, UNSIGNED};
 use super::update::{Layout, Part, Rule, STATES, State};
 use crate::error::Result;
+use crate::graph::op::dynamic::{Map, SIGNED, UNSIGNED};
 use crate::graph::op::{Io, Op, Output, Work, traffic};
 use crate::graph::tensor::{DType, Type};
 

@@ -4,7 +4,6 @@ mod adafactor;
 mod adafactor_sizes;
 mod adamw;
 mod adamw8bit;
-pub mod dynamic;
 mod eigen;
 mod feedback;
 pub mod galore;

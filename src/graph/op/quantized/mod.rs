@@ -1,9 +1,9 @@
 //! Weights held in 4 or 8 bits: how they are stored, quantized and found again, and the linear layers that read them.
 
-pub mod dynamic;
 mod grouped;
 mod int8;
 mod linear;
+pub mod nested;
 mod nf4;
 mod weight;
 

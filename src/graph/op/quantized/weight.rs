@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::{BLOCK, CODE, Format, NESTED, dynamic, int8, nf4};
+use super::{BLOCK, CODE, Format, NESTED, int8, nf4};
+use crate::graph::op::dynamic;
 use crate::graph::op::{Element, View};
 
 /// A quantized weight in its parts.
@@ -38,7 +39,7 @@ impl Absmax<'_> {
                 nested,
                 offset,
             } => {
-                dynamic::code()[usize::from(codes[block])] * nested[block / NESTED as usize]
+                dynamic::SIGNED.values[usize::from(codes[block])] * nested[block / NESTED as usize]
                     + offset
             }
         }

@@ -1,4 +1,4 @@
-//! Numbers in one byte: the dynamic maps of 8-bit optimizers.
+//! Numbers in one byte: the dynamic maps of 8-bit optimizers and of absmaxes that are quantized again.
 
 use std::sync::LazyLock;
 

@@ -1,0 +1,39 @@
+//! Files of results that grow as they are made: a JSON object a line.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::Path;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::error::{Error, Result};
+
+/// The rows of a file, none where there is no file; a line cut short by a crash is no row.
+///
+/// # Errors
+/// Where the file is there but cannot be read.
+pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
+    let text = match std::fs::read_to_string(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        text => text.map_err(|e| Error::io(path, "read", e))?,
+    };
+    let rows = text.lines();
+    Ok(rows
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .collect())
+}
+
+/// Adds a row to a file, called `name` where it cannot be written as JSON.
+///
+/// # Errors
+/// Where the file cannot be written.
+pub fn append<T: Serialize>(path: &Path, name: &str, row: &T) -> Result<()> {
+    let next = "report it with the command that led to it";
+    let line =
+        serde_json::to_string(row).map_err(|e| Error::value("row", name, e.to_string(), next))?;
+    let file = OpenOptions::new().create(true).append(true).open(path);
+    let mut file = file.map_err(|e| Error::io(path, "open", e))?;
+    file.write_all(format!("{line}\n").as_bytes())
+        .map_err(|e| Error::io(path, "write", e))
+}
