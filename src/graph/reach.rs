@@ -1,6 +1,6 @@
 //! Bringing values to where they are used: a node whose stream cannot touch an input's place gets a copy that it can.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::op::transfer::{MOVE, Move, SETTLE, Settle};
@@ -16,7 +16,10 @@ use crate::spec::job::Place;
 /// Where a move cannot be typed.
 pub fn bring(step: &mut Step, lead: usize) -> Result<()> {
     let units = units(step);
-    let read = step.nodes.iter().flat_map(|n| n.inputs.clone()).collect();
+    let mut read = vec![false; step.tensors.len()];
+    for input in step.nodes.iter().flat_map(|n| &n.inputs) {
+        read[input.0 as usize] = true;
+    }
     let mut bringer = Bringer {
         step,
         read,
@@ -116,8 +119,8 @@ struct Bringer<'a> {
     step: &'a mut Step,
     lead: usize,
     units: Vec<usize>,
-    /// Values that some node reads.
-    read: BTreeSet<TensorId>,
+    /// Whether some node reads each value.
+    read: Vec<bool>,
     /// The copy of a value for a unit and side.
     fetched: BTreeMap<(TensorId, usize, bool), TensorId>,
     /// The last node that wrote each storage, which a fetch must follow.
@@ -193,7 +196,7 @@ impl Bringer<'_> {
         changed: TensorId,
     ) {
         self.made.insert(self.step.tensor(value).storage.0, index);
-        if !self.step.storage_of(value).shared && !self.read.contains(&made) {
+        if !self.step.storage_of(value).shared && !self.read[made.0 as usize] {
             return;
         }
         let (from, to) = (
