@@ -36,7 +36,7 @@ fn measure(precision: Precision, choices: &[&str], steps: u64) -> memfit::error:
     };
     let model = catalog::find("small")?;
     let corpus = Corpus::open(
-        &Source::BuiltIn,
+        &Source::default(),
         &Coding::Bytes,
         &HeldOut::None,
         model.vocab,

@@ -63,7 +63,7 @@ fn options(config: String) -> Options {
 
 fn open(plan: Plan, options: Options) -> Session {
     let (vocab, head) = (plan.job.model.vocab, plan.job.model.head);
-    let (source, coding) = (Source::BuiltIn, Coding::Bytes);
+    let (source, coding) = (Source::default(), Coding::Bytes);
     let corpus = Corpus::open(&source, &coding, &HeldOut::Fraction(0.1), vocab, head).unwrap();
     Session::open(plan, corpus, options).unwrap()
 }

@@ -205,7 +205,7 @@ fn session(steps: u64, resume: Option<&std::path::Path>, folder: &std::path::Pat
     let text = "blockllm:sparsity=0.7,every=2,patience=1,refresh=3,sampled=2";
     let plan = plan(job, &[text]);
     let corpus = Corpus::open(
-        &Source::BuiltIn,
+        &Source::default(),
         &Coding::Bytes,
         &HeldOut::Fraction(0.05),
         256,

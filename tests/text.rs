@@ -46,7 +46,7 @@ fn words(folder: &TempDir, vocabulary: &[(&str, u32)]) -> PathBuf {
 
 #[test]
 fn the_built_in_text_is_moby_dick_byte_by_byte() {
-    let corpus = open(&Source::BuiltIn, &HeldOut::None).unwrap();
+    let corpus = open(&Source::default(), &HeldOut::None).unwrap();
     assert_eq!(corpus.tokens(Split::Train), NOVEL);
     let batch = corpus.batch(Split::Train, 7, 1, 0, 4, 32).unwrap();
     assert_eq!((batch.tokens.len(), batch.counted()), (128, 128));
@@ -55,7 +55,7 @@ fn the_built_in_text_is_moby_dick_byte_by_byte() {
 
 #[test]
 fn each_target_is_the_token_after_its_position() {
-    let corpus = open(&Source::BuiltIn, &HeldOut::None).unwrap();
+    let corpus = open(&Source::default(), &HeldOut::None).unwrap();
     let batch = corpus.batch(Split::Train, 3, 9, 0, 8, 16).unwrap();
     for row in 0..8 {
         let (tokens, targets) = (&batch.tokens[row * 16..], &batch.targets[row * 16..]);
@@ -78,8 +78,14 @@ fn cut(corpus: &Corpus, step: u64, micros: u64, rows: u64) -> Batch {
 #[test]
 fn a_global_batch_is_the_same_however_it_is_cut_into_micro_batches() {
     for head in [Head::Causal, Head::MaskedLm] {
-        let corpus =
-            Corpus::open(&Source::BuiltIn, &Coding::Bytes, &HeldOut::None, 256, head).unwrap();
+        let corpus = Corpus::open(
+            &Source::default(),
+            &Coding::Bytes,
+            &HeldOut::None,
+            256,
+            head,
+        )
+        .unwrap();
         let whole = cut(&corpus, 2, 1, 12);
         assert_eq!(whole, cut(&corpus, 2, 12, 1));
         assert_eq!(whole, cut(&corpus, 2, 4, 3));
@@ -92,7 +98,7 @@ fn a_global_batch_is_the_same_however_it_is_cut_into_micro_batches() {
 #[test]
 fn the_last_tenth_is_held_out_and_read_in_order_once() {
     let held_out: HeldOut = "10%".parse().unwrap();
-    let corpus = open(&Source::BuiltIn, &held_out).unwrap();
+    let corpus = open(&Source::default(), &held_out).unwrap();
     let (train, held) = (corpus.tokens(Split::Train), corpus.tokens(Split::HeldOut));
     assert_eq!((train + held, held), (NOVEL, NOVEL.div_ceil(10)));
     let rows = corpus.evaluation_rows(100);
@@ -155,7 +161,7 @@ fn fifteen_percent_of_the_positions_are_masked_as_in_bert() {
     let open = |vocab| {
         let head = Head::MaskedLm;
         Corpus::open(
-            &Source::BuiltIn,
+            &Source::default(),
             &Coding::Bytes,
             &HeldOut::None,
             vocab,
@@ -255,7 +261,7 @@ fn bytes_take_any_text_and_tokenizers_only_utf8() {
     let coding = || Coding::Tokenizer(folder.path().join("tokenizer.json"));
     refusal(read(coding(), 9, Head::MaskedLm), "not UTF-8");
     let novel = Corpus::open(
-        &Source::BuiltIn,
+        &Source::default(),
         &coding(),
         &HeldOut::None,
         9,

@@ -37,7 +37,7 @@ fn plan(precision: Precision, choices: &[&str]) -> Plan {
 fn corpus() -> Corpus {
     let model = catalog::find("tiny").unwrap();
     Corpus::open(
-        &Source::BuiltIn,
+        &Source::default(),
         &Coding::Bytes,
         &HeldOut::Fraction(0.1),
         model.vocab,

@@ -7,8 +7,9 @@ use memfit::machine::cpu::Settings;
 use memfit::machine::train::save::recover;
 use memfit::machine::train::session::{Options, Schedule, Session};
 use memfit::machine::train::text::{Coding, Corpus, HeldOut, Source};
-use memfit::machine::{agreement, calibrate, estimate};
+use memfit::machine::{agreement, calibrate, estimate, learning};
 use memfit::plan::library;
+use memfit::show;
 use memfit::show::run::Report;
 use memfit::spec::catalog;
 use memfit::spec::device::Device;
@@ -28,7 +29,7 @@ pub struct Args {
     /// Keep the results that are there, and run the rest
     #[arg(long)]
     pub resume: bool,
-    /// One combination only
+    /// One combination only; of techniques, those whose names begin so
     #[arg(long, value_name = "NAME")]
     pub case: Option<String>,
     /// Leave out the combinations over 1 GiB
@@ -52,6 +53,8 @@ pub enum Name {
     Agreement,
     /// Losses of training runs.
     Training,
+    /// What every method learns beside AdamW, from scratch and from a checkpoint (under four hours on two cores).
+    Techniques,
 }
 
 /// Runs a benchmark.
@@ -62,7 +65,36 @@ pub fn bench(args: &Args, json: bool) -> Result<Answer> {
     match args.name {
         Name::Training => training(args, json),
         Name::Agreement => agreement(args, json),
+        Name::Techniques => techniques(args, json),
     }
+}
+
+/// What every method learns; with `--case`, only the runs whose names begin so; with `--smoke`, one short run.
+fn techniques(args: &Args, quiet: bool) -> Result<Answer> {
+    let rows = args.output.clone();
+    let options = learning::Options {
+        here: args.here.as_deref().map(Device::from_path).transpose()?,
+        rows: rows.unwrap_or_else(|| "memfit-techniques.jsonl".into()),
+        folder: args.offload_dir.clone().unwrap_or_else(std::env::temp_dir),
+        only: args.case.clone(),
+    };
+    if !args.resume && !args.smoke && options.rows.exists() {
+        std::fs::remove_file(&options.rows).map_err(|e| Error::io(&options.rows, "remove", e))?;
+    }
+    let found = match args.smoke {
+        true => vec![learning::run(&learning::smoke()?, &options)?],
+        false => learning::bench(&options, &mut progress(quiet))?,
+    };
+    let verdicts = learning::held(&found);
+    let status = match verdicts.iter().all(|v| v.holds) {
+        true => DONE,
+        false => MISFIT,
+    };
+    Ok(Answer {
+        text: show::learning::text(&found, &verdicts),
+        json: json!({ "rows": found, "held": verdicts }),
+        status,
+    })
 }
 
 /// The combinations, each predicted and run; with `--case`, one of them in this process.
@@ -186,7 +218,7 @@ fn open(name: &str, steps: u64, saves: &Path, resume: bool) -> Result<Session> {
     let plan = estimate::on_cpu(&plan, estimate::threads_for(&plan, calibrate::cores()));
     let model = &plan.job.model;
     let corpus = Corpus::open(
-        &Source::BuiltIn,
+        &Source::default(),
         &Coding::Bytes,
         &HeldOut::Fraction(0.1),
         model.vocab,

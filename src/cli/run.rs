@@ -34,7 +34,7 @@ pub struct Args {
     pub plan: Option<String>,
     #[command(flatten)]
     pub job: JobArgs,
-    /// Text to train on
+    /// Text to train on: a file, or moby-dick or rust, which are built in [default: moby-dick]
     #[arg(long, value_name = "FILE")]
     pub data: Option<PathBuf>,
     /// Tokenizer of the text (tokenizer.json)
@@ -244,7 +244,7 @@ fn corpus(args: &Args, plan: &Plan) -> Result<Corpus> {
     let source = args
         .data
         .as_deref()
-        .map_or(Source::BuiltIn, Source::from_path);
+        .map_or_else(Source::default, Source::from_path);
     let coding = args
         .tokenizer
         .clone()

@@ -48,7 +48,7 @@ impl Options {
 /// As [`Session::open`].
 pub fn open(plan: Plan, folder: &Path, machine: Settings) -> Result<Session> {
     let (vocab, head) = (plan.job.model.vocab, plan.job.model.head);
-    let (source, coding) = (Source::BuiltIn, Coding::Bytes);
+    let (source, coding) = (Source::default(), Coding::Bytes);
     let corpus = Corpus::open(&source, &coding, &HeldOut::Fraction(0.05), vocab, head)?;
     Session::open(plan, corpus, Options::fixed(folder, machine))
 }

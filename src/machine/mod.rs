@@ -6,6 +6,7 @@ pub mod compare;
 pub mod composition;
 pub mod cpu;
 pub mod estimate;
+pub mod learning;
 pub mod measure;
 pub mod micro;
 pub mod probe;

@@ -7,6 +7,7 @@ pub mod explain;
 pub mod facts;
 pub mod job;
 pub mod json;
+pub mod learning;
 pub mod lists;
 pub mod memory;
 pub mod plot;

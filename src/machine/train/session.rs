@@ -272,36 +272,43 @@ impl Session {
     /// # Errors
     /// Where an instruction fails.
     pub fn evaluate(&mut self) -> Result<Option<f32>> {
-        let seq = self.plan.job.seq;
-        let per = self.plan.job.batch / self.plan.draft()?.micro_batches;
-        let total = self
-            .corpus
-            .evaluation_rows(seq)
-            .min(self.options.evaluation_rows);
-        if total == 0 {
+        let batches = self.held_out()?;
+        if batches.is_empty() {
             return Ok(None);
         }
-        let mut counted = 0;
-        let batches = total.div_ceil(per);
-        let mut weighed = 0.0f64;
-        for index in 0..batches {
+        let counted: u64 = batches.iter().map(|(_, count)| count).sum();
+        let weighed = batches
+            .iter()
+            .map(|&(loss, count)| f64::from(loss) * count as f64);
+        let loss = (weighed.sum::<f64>() / counted.max(1) as f64) as f32;
+        self.progress.evaluations.push((self.progress.step, loss));
+        Ok(Some(loss))
+    }
+
+    /// The mean loss of each batch of held-out text and the tokens that count in it; none where none is held out.
+    ///
+    /// # Errors
+    /// Where an instruction fails.
+    pub fn held_out(&mut self) -> Result<Vec<(f32, u64)>> {
+        let seq = self.plan.job.seq;
+        let per = self.plan.job.batch / self.plan.draft()?.micro_batches;
+        let most = self.options.evaluation_rows;
+        let total = self.corpus.evaluation_rows(seq).min(most);
+        let mut batches = Vec::new();
+        for index in 0..total.div_ceil(per) {
             let rows = Rows {
                 first: index * per,
                 count: per,
                 seq,
             };
-            let batch = self
-                .corpus
-                .rows(Split::HeldOut, self.progress.seed, 0, rows)?;
+            let seed = self.progress.seed;
+            let batch = self.corpus.rows(Split::HeldOut, seed, 0, rows)?;
             let count = batch.counted();
             self.desk.lay(batch, count, 1.0);
             self.run(When::Evaluate, 0)?;
-            weighed += f64::from(self.desk.take_loss()) * count as f64;
-            counted += count;
+            batches.push((self.desk.take_loss(), count));
         }
-        let loss = (weighed / counted.max(1) as f64) as f32;
-        self.progress.evaluations.push((self.progress.step, loss));
-        Ok(Some(loss))
+        Ok(batches)
     }
 
     /// Saves weights and state to `dir`: the old save stays until the new one is whole.

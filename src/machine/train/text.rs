@@ -9,7 +9,7 @@ use crate::graph::random::Key;
 use crate::spec::model::Head;
 
 pub use coding::Coding;
-pub use source::{HeldOut, Source};
+pub use source::{BuiltIn, HeldOut, Source};
 
 use coding::Coder;
 use mask::Mask;
@@ -60,7 +60,7 @@ impl Batch {
 /// use memfit::machine::train::text::{Coding, Corpus, HeldOut, Source, Split};
 /// use memfit::spec::model::Head;
 ///
-/// let corpus = Corpus::open(&Source::BuiltIn, &Coding::Bytes, &HeldOut::None, 256, Head::Causal)?;
+/// let corpus = Corpus::open(&Source::default(), &Coding::Bytes, &HeldOut::None, 256, Head::Causal)?;
 /// let whole = corpus.batch(Split::Train, 7, 1, 0, 2, 64)?;
 /// let second = corpus.batch(Split::Train, 7, 1, 1, 1, 64)?;
 /// assert_eq!(whole.tokens[64..], second.tokens);

@@ -10,18 +10,44 @@ use super::coding::{Coder, Ids};
 use crate::error::{Error, Result};
 use crate::graph::random::Key;
 
-/// Herman Melville, Moby-Dick (1851).
-const BUILT_IN: &str = include_str!("../../../../models/text/moby-dick.txt");
+/// A text that is part of the program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum BuiltIn {
+    /// Herman Melville, Moby-Dick (1851): prose.
+    #[default]
+    MobyDick,
+    /// Sources of this package: code.
+    Rust,
+}
+
+impl BuiltIn {
+    /// All of them.
+    pub const ALL: [BuiltIn; 2] = [BuiltIn::MobyDick, BuiltIn::Rust];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            BuiltIn::MobyDick => "moby-dick",
+            BuiltIn::Rust => "rust",
+        }
+    }
+
+    fn text(self) -> &'static str {
+        match self {
+            BuiltIn::MobyDick => include_str!("../../../../models/text/moby-dick.txt"),
+            BuiltIn::Rust => include_str!("../../../../models/text/rust.txt"),
+        }
+    }
+}
 
 /// More tokens than any sequence has.
 const SEQUENCE_LIMIT: u64 = 1 << 30;
 
 /// Where a text comes from.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
-    /// Moby-Dick, which is part of the program.
-    #[default]
-    BuiltIn,
+    /// One that is part of the program.
+    BuiltIn(BuiltIn),
     /// A file of plain text.
     Text(PathBuf),
     /// A file of JSON objects, one a line: with `text`, or with `prompt` and `response`, where only the response counts.
@@ -188,9 +214,24 @@ impl Part {
     }
 }
 
+impl Default for Source {
+    fn default() -> Source {
+        Source::BuiltIn(BuiltIn::default())
+    }
+}
+
 impl Source {
-    /// A file by its ending: `.jsonl` is JSON lines, anything else plain text.
+    /// A file by its ending: `.jsonl` is JSON lines, anything else plain text; or a text that is part of the program by its
+    /// name, where no file is called so.
     pub fn from_path(path: &Path) -> Source {
+        let named = |text: &BuiltIn| path == Path::new(text.name());
+        if let Some(text) = BuiltIn::ALL
+            .into_iter()
+            .find(named)
+            .filter(|_| !path.exists())
+        {
+            return Source::BuiltIn(text);
+        }
         match path.extension().is_some_and(|ending| ending == "jsonl") {
             true => Source::JsonLines(path.to_path_buf()),
             false => Source::Text(path.to_path_buf()),
@@ -205,9 +246,9 @@ impl Source {
             Ok(Part { path, ids, records })
         };
         match self {
-            Source::BuiltIn => running(
-                PathBuf::from("moby-dick.txt (built in)"),
-                BUILT_IN.as_bytes().into(),
+            Source::BuiltIn(text) => running(
+                PathBuf::from(format!("{}.txt (built in)", text.name())),
+                text.text().as_bytes().into(),
             ),
             Source::Text(path) => running(path.clone(), read(path)?.into()),
             Source::JsonLines(path) => json_lines(path, coder),
