@@ -4,6 +4,7 @@ pub mod caching_allocator;
 pub mod check;
 pub mod eager;
 pub mod lower;
+pub mod packing;
 pub mod place;
 
 use crate::error::Result;

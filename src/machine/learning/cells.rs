@@ -69,10 +69,7 @@ const ADAPTED: [Method; 9] = [
     ("microadam:density=0.1", 3e-3),
     ("blockllm:sparsity=0.5,every=50,patience=10", 3e-3),
     ("lora:targets=all-linear,rank=16,alpha=16", 1e-2),
-    (
-        "nf4_weights+lora:targets=all-linear,rank=16,alpha=16",
-        1e-2,
-    ),
+    ("nf4_weights+lora:targets=all-linear,rank=16,alpha=16", 1e-2),
     ("adapter", 3e-3),
     ("prefix_tuning", 3e-2),
     ("prompt_tuning", 3e-2),

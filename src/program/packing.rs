@@ -1,0 +1,141 @@
+//! Packing: an offset for every item, so that no two that live together share a byte and the top is as low as can be.
+//!
+//! This is dynamic storage allocation with known lives, which is NP-hard. The largest sum of live items, the load, is below every
+//! height; what reaches it is proven best at once.
+
+mod exact;
+mod fit;
+
+use exact::Found;
+use rayon::prelude::*;
+
+/// What is to be packed: `bytes` that live at `from..to`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Item {
+    /// Its size.
+    pub bytes: u64,
+    /// The first position it lives at.
+    pub from: u64,
+    /// The first position it lives at no more.
+    pub to: u64,
+}
+
+impl Item {
+    /// Whether two live together.
+    pub fn meets(&self, other: &Item) -> bool {
+        self.from < other.to && other.from < self.to
+    }
+}
+
+/// Offsets, and how high they reach.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Packing {
+    /// Of each item.
+    pub offsets: Vec<u64>,
+    /// The end of the highest item.
+    pub height: u64,
+    /// The largest sum of live items.
+    pub load: u64,
+}
+
+/// How hard to try: counts, never times, so that equal input gives equal offsets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Effort {
+    /// Items of what is searched exactly at most.
+    pub items: usize,
+    /// Nodes of the exact search at most, of each of its orders.
+    pub nodes: u64,
+    /// Rounds of the climb at most.
+    pub rounds: u32,
+    /// A height that is low enough; `None` to come as near to the load as can be.
+    pub enough: Option<u64>,
+}
+
+impl Effort {
+    /// For programs, of which hundreds are placed before one is chosen.
+    pub const QUICK: Effort = Effort {
+        items: 400,
+        nodes: 400,
+        rounds: 4,
+        enough: None,
+    };
+
+    /// For a question of its own: within a minute on two cores.
+    pub const THOROUGH: Effort = Effort {
+        items: 2_000,
+        nodes: 1_000_000,
+        rounds: 24,
+        enough: None,
+    };
+}
+
+/// Packs `items`: orders of first and best fit, a climb from the best of them, and below that an exact search.
+pub fn pack(items: &[Item], effort: &Effort) -> Packing {
+    let load = fit::load(items);
+    let enough = effort.enough.unwrap_or(load).max(load);
+    let mut best = fit::fit(items, load, enough, effort.rounds);
+    if items.len() <= effort.items {
+        lower(items, effort, &mut best, enough);
+    }
+    let (offsets, height) = best;
+    Packing {
+        offsets,
+        height,
+        load,
+    }
+}
+
+/// Nodes of a first try, and rounds of tries between doublings.
+const NODES: u64 = 3_000;
+const ROUNDS: u64 = 8;
+
+/// Lowers `best` by exact searches: at what is enough, then between what is known not to be reached and what is.
+fn lower(items: &[Item], effort: &Effort, best: &mut (Vec<u64>, u64), enough: u64) {
+    let (mut known, mut capacity) = (enough, enough);
+    // A two-hundred-fiftieth of the height is not worth another search.
+    while best.1 > enough && best.1 - known > known / 256 || best.1 > capacity && capacity == enough
+    {
+        match at(items, capacity, effort.nodes) {
+            Some(offsets) => {
+                let top = |(item, offset): (&Item, &u64)| item.bytes + offset;
+                let height = items.iter().zip(&offsets).map(top).max().unwrap_or(0);
+                *best = (offsets, height);
+            }
+            None => known = capacity,
+        }
+        capacity = known + (best.1 - known) / 2;
+        if capacity <= known {
+            return;
+        }
+    }
+}
+
+/// Offsets below `capacity`, if they are found: short searches in many orders rather than a long one, since a good order needs
+/// few nodes.
+fn at(items: &[Item], capacity: u64, nodes: u64) -> Option<Vec<u64>> {
+    let problem = exact::Problem::new(items);
+    let (mut limit, mut left) = (NODES.min(nodes), nodes);
+    for round in 0.. {
+        // All of a round are run to their end, so that the answer is the same on any number of threads.
+        let tries: Vec<Found> = (0..exact::ORDERS)
+            .into_par_iter()
+            .map(|order| problem.search(capacity, order, round, limit))
+            .collect();
+        for found in tries {
+            match found {
+                Found::Offsets(offsets) => return Some(offsets),
+                Found::Impossible => return None,
+                Found::Unknown => {}
+            }
+        }
+        left = left.saturating_sub(limit);
+        if left == 0 {
+            return None;
+        }
+        if (round + 1) % ROUNDS == 0 {
+            limit *= 2;
+        }
+        limit = limit.min(left);
+    }
+    None
+}
