@@ -69,6 +69,7 @@ mod training;
 mod trial;
 mod weights;
 mod zeroth_order;
+mod zo_hybrid;
 
 // Programs: checked and run.
 
