@@ -184,7 +184,10 @@ fn twenty_masked_steps_agree_with_a_sort_of_all_coordinates_in_f64() {
             }
             let pairs = weights.iter().flatten().zip(before.iter().flatten());
             let moved = pairs.filter(|(new, old)| new != old).count() as u64;
-            assert_eq!(moved, KEEP, "step {step}");
+            // Directions of moments that begin are equal, and many gradients of eight bits are too.
+            let ties = if gradient == DType::F32 { 0 } else { KEEP / 50 };
+            assert!((KEEP..=KEEP + ties).contains(&moved), "{step}: {moved}");
+            assert!(step < 3 || moved <= KEEP + 2, "{step}: {moved}");
             way = 0.0;
             off = 0.0;
             let starts: Vec<Vec<f32>> = (0..3).map(start).collect();
@@ -197,7 +200,8 @@ fn twenty_masked_steps_agree_with_a_sort_of_all_coordinates_in_f64() {
         }
         let error = (off / way).sqrt();
         println!("{gradient:?}: off by {error:.1e} of the way");
-        assert!(error < 5e-3, "{gradient:?}: {error:e}");
+        let bound = if gradient == DType::F32 { 1e-5 } else { 5e-2 };
+        assert!(error < bound, "{gradient:?}: {error:e}");
     }
 }
 

@@ -11,7 +11,7 @@ use memfit::plan::Plan;
 use memfit::spec::job::{Place, Precision};
 
 use crate::bench::{bytes_of, floats};
-use crate::families::{BATCH, Built, Fed, LLAMA, SEQ, Values, batch, built};
+use crate::families::{BATCH, Built, Fed, LLAMA, LOSS_SCALE, SEQ, Values, batch, built};
 use crate::programs::{MICRO, job, plan, train};
 use crate::published::Published;
 use crate::reference::Evaluator;
