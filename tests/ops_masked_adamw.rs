@@ -141,10 +141,10 @@ fn plain(formats: (DType, DType), scale: f64) -> Vec<(Vec<Vec<f64>>, Vec<f64>)> 
     for step in 1..=STEPS {
         let mut all = Vec::new();
         let mut sums = Vec::new();
-        for i in 0..3 {
+        for (i, moments) in moments.iter_mut().enumerate() {
             let gradient = wide(rounded(&gradient(i, step), formats.0));
             let mut sum = 0.0;
-            for (at, (g, [m, v])) in gradient.iter().zip(&mut moments[i]).enumerate() {
+            for (at, (g, [m, v])) in gradient.iter().zip(moments).enumerate() {
                 let g = g * scale;
                 *m = ADAM.beta1 * *m + (1.0 - ADAM.beta1) * g;
                 *v = ADAM.beta2 * *v + (1.0 - ADAM.beta2) * g * g;
