@@ -576,3 +576,27 @@ fn a_query_sees_the_past_and_the_keys_up_to_its_own() {
         [0..5, 0..5, 0..5]
     );
 }
+
+/// transformers 5 scales Gemma's embedding inside its own class, which virtual tokens do not pass through.
+#[test]
+fn virtual_tokens_of_gemma_enter_as_they_are() {
+    let model = memfit::machine::micro::model(
+        "gemma2",
+        memfit::machine::micro::Size {
+            hidden: 64,
+            layers: 2,
+            vocab: 128,
+        },
+    );
+    let mut job = job(MICRO, 2, 16, Precision::F32, 1);
+    job.model = model.unwrap();
+    assert!(job.model.embedding_scale > 1.0);
+    let step = crate::zeroth_order::steady(&plan(job, &["prompt_tuning:tokens=3"]));
+    let prepend = step
+        .nodes
+        .iter()
+        .find(|n| n.op.name() == "prepend")
+        .unwrap();
+    let first = step.storage_of(prepend.inputs[0]);
+    assert_eq!(&*first.name, "embedding/prompt.weight");
+}

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use memfit::graph::When;
 use memfit::graph::tensor::Role;
+use memfit::graph::{Stream, When};
 use memfit::program::Program;
 use memfit::spec::job::{Place, Precision};
 
-use crate::programs::{MICRO, job, lower, plan};
+use crate::programs::{MICRO, job, lower, plan, train};
 
 /// Matrices of four shapes, tied to nothing.
 const MODEL: &str = r#"{"model_type":"llama","vocab_size":300,"hidden_size":72,"intermediate_size":200,
@@ -191,6 +191,52 @@ fn a_gradient_that_becomes_the_step_is_not_sent_back_to_where_nobody_reads_it() 
         for program in programs(Precision::F32, &choices) {
             let back = |name: &str| name.ends_with(".gradient.write_back");
             assert!(!program.step.nodes.iter().any(|n| back(&n.origin)));
+        }
+    }
+}
+
+/// Bytes that moves of a step carry of what belongs to projected matrices, by the stream that ends them.
+fn carried(choices: &[&str], when: fn(&When) -> bool) -> BTreeMap<Stream, u64> {
+    let set = plan(job(MICRO, 4, 32, Precision::F32, 2), choices);
+    let steps = set.steps().unwrap().steps;
+    let (_, step) = steps.iter().find(|(w, _)| when(w)).unwrap();
+    let mut bytes = BTreeMap::new();
+    for node in step.nodes.iter().filter(|n| n.op.name() == "move") {
+        let ours = ["attention/", "mlp/"]
+            .iter()
+            .any(|p| node.origin.contains(p));
+        if ours && !node.origin.contains("norm") {
+            *bytes.entry(node.stream).or_insert(0) += step.type_of(node.inputs[0]).bytes().0;
+        }
+    }
+    bytes
+}
+
+#[test]
+fn a_host_update_of_galore_carries_the_gradient_at_its_low_rank_both_ways() {
+    let offload = "offload:what=optimizer,update=host";
+    let galore = ["galore:rank=4,gap=3", offload];
+    // Two layers: q and o 32 x 32, k and v 16 x 32, gate and up 88 x 32, down 32 x 88; 4 of the smaller side remain.
+    let low: u64 = 2 * 4 * (2 * 32 + 2 * 32 + 3 * 88) * 4;
+    let both = BTreeMap::from([(Stream::ToDevice, low), (Stream::ToHost, low)]);
+    assert_eq!(carried(&galore, |w| *w == When::Steady), both);
+    // A step that renews projectors does so where they are.
+    assert_eq!(carried(&galore, |w| matches!(w, When::Every(_))), both);
+    let shared = plan(job(MICRO, 4, 32, Precision::F32, 2), &galore);
+    for storage in shared.steps().unwrap().shared() {
+        let moment = storage.name.ends_with(".m") || storage.name.ends_with(".v");
+        let wanted = if moment { Place::Host } else { Place::Gpu };
+        assert_eq!(storage.place, wanted, "{}", storage.name);
+    }
+    let (losses, _) = train(&shared, 7);
+    let (here, peak) = train(&plan(job(MICRO, 4, 32, Precision::F32, 2), &galore[..1]), 7);
+    assert_eq!(losses, here);
+    assert!(peak[Place::Host].0 == 0);
+    for more in ["fused_update", "clip", "accumulate:micro=2"] {
+        let mut choices = galore.to_vec();
+        choices.push(more);
+        for precision in [Precision::F32, Precision::Bf16] {
+            train(&plan(job(MICRO, 4, 32, precision, 2), &choices), 4);
         }
     }
 }

@@ -7,6 +7,7 @@ mod agreement;
 mod before;
 mod bench;
 mod blockllm;
+mod blockllm_paper;
 mod caching_allocator;
 mod caching_allocator_laws;
 mod checker;
@@ -37,6 +38,7 @@ mod ops_embedding;
 mod ops_galore;
 mod ops_loss;
 mod ops_low_memory;
+mod ops_masked_adamw;
 mod ops_microadam;
 mod ops_moe;
 mod ops_norm;
@@ -67,6 +69,7 @@ mod training;
 mod trial;
 mod weights;
 mod zeroth_order;
+mod zo_hybrid;
 
 // Programs: checked and run.
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{Device, Tensor};
+use candle_core::{Device, Tensor, Var};
 use memfit::graph::op::direction::normals;
 use memfit::graph::random::Key;
 use memfit::graph::tensor::{DType, Role, TensorId};
@@ -11,7 +11,7 @@ use memfit::plan::Plan;
 use memfit::spec::job::{Place, Precision};
 
 use crate::bench::{bytes_of, floats};
-use crate::families::{BATCH, Built, Fed, LLAMA, SEQ, Values, batch, built};
+use crate::families::{BATCH, Built, Fed, LLAMA, LOSS_SCALE, SEQ, Values, batch, built};
 use crate::programs::{MICRO, job, plan, train};
 use crate::published::Published;
 use crate::reference::Evaluator;
@@ -37,19 +37,19 @@ const FORMS: [&str; 12] = [
 ];
 
 /// The training step of a plan under the reference interpreter.
-struct Ours {
+pub struct Ours {
     evaluator: Evaluator,
     parameters: Vec<(String, TensorId)>,
 }
 
-fn steady(plan: &Plan) -> Step {
+pub fn steady(plan: &Plan) -> Step {
     let steps = plan.steps().unwrap().steps;
     let found = steps.into_iter().find(|(when, _)| *when == When::Steady);
     found.unwrap().1
 }
 
 impl Ours {
-    fn new(choice: &str, precision: Precision, values: &Values) -> Ours {
+    pub fn new(choice: &str, precision: Precision, values: &Values) -> Ours {
         let step = steady(&plan(job(LLAMA, BATCH, SEQ, precision, 2), &[choice]));
         let mut evaluator = Evaluator::new(step);
         let mut parameters = Vec::new();
@@ -78,14 +78,14 @@ impl Ours {
         }
     }
 
-    fn step(&mut self, number: u64, rate: f64) {
+    pub fn step(&mut self, number: u64, rate: f64) {
         self.evaluator.scalars.step = number;
         self.evaluator.scalars.rate = rate as f32;
         let nodes = self.evaluator.step.nodes.len();
         self.evaluator.run(0..nodes).unwrap();
     }
 
-    fn values(&mut self) -> Values {
+    pub fn values(&mut self) -> Values {
         let read = |(name, id): &(String, TensorId)| {
             let dtype = self.evaluator.step.type_of(*id).dtype;
             (name.clone(), floats(self.evaluator.raw(*id), dtype))
@@ -95,26 +95,26 @@ impl Ours {
 }
 
 /// Parameters in f64.
-type Point = BTreeMap<String, Vec<f64>>;
+pub type Point = BTreeMap<String, Vec<f64>>;
 
 /// What systems.md says of the methods, in f64, one element after the other.
-struct Reference<'a> {
+pub struct Reference<'a> {
     built: &'a Built,
     text: &'a str,
-    at: Point,
+    pub at: Point,
     first: BTreeMap<String, Vec<f64>>,
     second: BTreeMap<String, Vec<f64>>,
     step: u64,
 }
 
 /// Arguments of a form.
-struct Form {
+pub struct Form {
     name: String,
     args: BTreeMap<String, String>,
 }
 
 impl Form {
-    fn of(text: &str) -> Form {
+    pub fn of(text: &str) -> Form {
         let (name, rest) = text.split_once(':').unwrap();
         let pair = |p: &str| {
             p.split_once('=')
@@ -134,7 +134,7 @@ impl Form {
 }
 
 /// A standard normal direction: Box and Muller's formula on the counter's bits, 64 cosines before 64 sines.
-fn direction(step: u64, name: &str, draw: u64, len: usize, sparse: f64) -> Vec<f64> {
+pub fn direction(step: u64, name: &str, draw: u64, len: usize, sparse: f64) -> Vec<f64> {
     let key = Key::new(1, step, &format!("{name}.direction")).part(draw);
     let mask = key.part(u64::MAX);
     let element = |i: usize| {
@@ -157,31 +157,65 @@ fn direction(step: u64, name: &str, draw: u64, len: usize, sparse: f64) -> Vec<f
     (0..len).map(element).collect()
 }
 
+impl<'a> Reference<'a> {
+    pub fn new(built: &'a Built, start: &Values) -> Reference<'a> {
+        Reference {
+            built,
+            text: LLAMA,
+            at: wide(start),
+            first: BTreeMap::new(),
+            second: BTreeMap::new(),
+            step: 0,
+        }
+    }
+}
+
 impl Reference<'_> {
-    fn loss(&self, at: &Point) -> f64 {
-        let tensor = |(name, id, _): &(String, TensorId, TensorId)| {
-            let shape: Vec<usize> = self
-                .built
-                .step
-                .type_of(*id)
-                .shape
-                .iter()
-                .map(|n| *n as usize)
-                .collect();
-            (
-                name.clone(),
-                Tensor::from_slice(&at[name], shape, &Device::Cpu).unwrap(),
-            )
-        };
-        let parameters: BTreeMap<String, Tensor> =
-            self.built.parameters.iter().map(tensor).collect();
-        let config = serde_json::from_str(self.text).unwrap();
+    fn tensor(&self, at: &Point, (name, id, _): &(String, TensorId, TensorId)) -> Tensor {
+        let shape = &self.built.step.type_of(*id).shape;
+        let shape: Vec<usize> = shape.iter().map(|n| *n as usize).collect();
+        Tensor::from_slice(&at[name], shape, &Device::Cpu).unwrap()
+    }
+
+    fn loss_of(&self, parameters: &BTreeMap<String, Tensor>) -> Tensor {
         let published = Published {
-            config,
-            parameters: &parameters,
+            config: serde_json::from_str(self.text).unwrap(),
+            parameters,
             batch: batch(),
         };
-        published.loss().unwrap().to_scalar().unwrap()
+        published.loss().unwrap()
+    }
+
+    fn loss(&self, at: &Point) -> f64 {
+        let all = self.built.parameters.iter();
+        let parameters = all.map(|p| (p.0.clone(), self.tensor(at, p))).collect();
+        self.loss_of(&parameters).to_scalar().unwrap()
+    }
+
+    /// Gradients of `group` by candle's backward pass.
+    pub fn exact(&self, group: &[String]) -> Point {
+        let all = self.built.parameters.iter();
+        let variables: BTreeMap<String, Var> = all
+            .map(|p| {
+                (
+                    p.0.clone(),
+                    Var::from_tensor(&self.tensor(&self.at, p)).unwrap(),
+                )
+            })
+            .collect();
+        let parameters = variables.iter();
+        let parameters = parameters
+            .map(|(n, v)| (n.clone(), v.as_tensor().clone()))
+            .collect();
+        let gradients = self.loss_of(&parameters).backward().unwrap();
+        let of = |name: &String| {
+            let gradient = gradients.get(variables[name].as_tensor()).unwrap();
+            let gradient: Vec<f64> = gradient.flatten_all().unwrap().to_vec1().unwrap();
+            // The tests' outside feeds a loss scale that nothing takes away again.
+            let scaled = gradient.iter().map(|g| g * f64::from(LOSS_SCALE));
+            (name.clone(), scaled.collect())
+        };
+        group.iter().map(of).collect()
     }
 
     fn moved(&self, along: &Point, by: f64) -> Point {
@@ -194,8 +228,11 @@ impl Reference<'_> {
         at
     }
 
-    fn update(&mut self, form: &Form) {
+    pub fn update(&mut self, form: &Form) {
         self.step += 1;
+        if form.number("hybrid", 0.0) > 0.0 {
+            return self.update_hybrid(form);
+        }
         let block = |name: &str| name.split('/').next().unwrap().to_string();
         let mut groups: BTreeMap<(usize, String), Vec<String>> = BTreeMap::new();
         for (index, (name, ..)) in self.built.parameters.iter().enumerate() {
@@ -272,13 +309,37 @@ impl Reference<'_> {
             }
             _ => -RATE,
         };
+        self.apply(form, &form.name, &gradient, (way, RATE));
+    }
+
+    /// The last layers and the head by their gradients, the others by an estimate, all from the same point.
+    fn update_hybrid(&mut self, form: &Form) {
+        let names = self.built.parameters.iter().map(|(n, ..)| n.clone());
+        let (high, low): (Vec<String>, Vec<String>) = names.partition(|n| {
+            let layer = n.strip_prefix("layers.").and_then(|n| n.split('/').next());
+            layer.map_or(n.starts_with("head"), |l| {
+                l.parse::<f64>().unwrap() >= 2.0 - form.number("hybrid", 0.0)
+            })
+        });
+        let exact = self.exact(&high);
+        self.update_group(form, &low);
+        let name = match form.name.as_str() {
+            "zo_sign" | "zo_conservative" => "zo_sgd",
+            other => other,
+        };
+        let rate = RATE * form.number("first_rate", 1.0);
+        self.apply(form, name, &exact, (-rate, rate));
+    }
+
+    /// A step along `gradient` by the rule of the form `rule`.
+    fn apply(&mut self, form: &Form, rule: &str, gradient: &Point, (way, rate): (f64, f64)) {
         let shapes: BTreeMap<&String, usize> = self
             .built
             .parameters
             .iter()
             .map(|(n, id, _)| (n, self.built.step.type_of(*id).shape.len()))
             .collect();
-        for (name, gradient) in &gradient {
+        for (name, gradient) in gradient {
             let decay = if shapes[name] < 2 {
                 0.0
             } else {
@@ -291,10 +352,10 @@ impl Reference<'_> {
             let [m, v] = states;
             for (i, w) in self.at.get_mut(name).unwrap().iter_mut().enumerate() {
                 let g = gradient[i] + decay * *w;
-                *w += match form.name.as_str() {
+                *w += match rule {
                     "zo_momentum" => {
                         m[i] = 0.9 * m[i] + g;
-                        -RATE * m[i]
+                        -rate * m[i]
                     }
                     "zo_adam" => {
                         m[i] = 0.9 * m[i] + 0.1 * g;
@@ -304,7 +365,7 @@ impl Reference<'_> {
                             m[i] / (1.0 - 0.9f64.powi(t)),
                             v[i] / (1.0 - 0.999f64.powi(t)),
                         );
-                        -RATE * m / (v.sqrt() + 1e-8)
+                        -rate * m / (v.sqrt() + 1e-8)
                     }
                     _ => way * g,
                 };
@@ -313,14 +374,14 @@ impl Reference<'_> {
     }
 }
 
-fn wide(values: &Values) -> Point {
+pub fn wide(values: &Values) -> Point {
     values
         .iter()
         .map(|(n, v)| (n.clone(), v.iter().map(|x| f64::from(*x)).collect()))
         .collect()
 }
 
-fn distance(a: &Point, b: &Point) -> f64 {
+pub fn distance(a: &Point, b: &Point) -> f64 {
     let squares = a
         .iter()
         .flat_map(|(n, a)| a.iter().zip(&b[n]))
@@ -333,14 +394,7 @@ fn twenty_updates_of_every_form_agree_with_a_plain_reference() {
     let base = built(LLAMA, DType::F32);
     let start = base.values();
     for text in FORMS {
-        let mut reference = Reference {
-            built: &base,
-            text: LLAMA,
-            at: wide(&start),
-            first: BTreeMap::new(),
-            second: BTreeMap::new(),
-            step: 0,
-        };
+        let mut reference = Reference::new(&base, &start);
         let mut ours = Ours::new(text, Precision::F32, &start);
         let form = Form::of(text);
         for step in 1..=STEPS {
@@ -396,7 +450,7 @@ fn normal_numbers_are_normal_and_do_not_depend_on_where_a_range_starts() {
 }
 
 /// How often a step runs the forward pass.
-fn passes(choice: &str) -> usize {
+pub fn passes(choice: &str) -> usize {
     let step = steady(&plan(job(MICRO, 2, 16, Precision::F32, 1), &[choice]));
     step.nodes
         .iter()
@@ -555,16 +609,8 @@ fn every_form_lowers_the_loss_of_a_batch() {
     let base = built(LLAMA, DType::F32);
     let start = base.values();
     let reference = |at: &Values| {
-        let at = wide(at);
-        Reference {
-            built: &base,
-            text: LLAMA,
-            at: at.clone(),
-            first: BTreeMap::new(),
-            second: BTreeMap::new(),
-            step: 0,
-        }
-        .loss(&at)
+        let reference = Reference::new(&base, at);
+        reference.loss(&reference.at)
     };
     let before = reference(&start);
     for (form, rate) in [

@@ -54,6 +54,21 @@ impl Gradients {
     }
 }
 
+/// What the storage of a parameter's whole gradient is called.
+pub fn gradient_name(step: &Step, parameter: TensorId) -> String {
+    format!("{}.gradient", step.storage_of(parameter).name)
+}
+
+/// Marks the storage of a whole gradient as such; `keeps` where later micro-batches add to it.
+pub fn name_gradient(step: &mut Step, parameter: TensorId, gradient: TensorId, keeps: bool) {
+    let name = gradient_name(step, parameter);
+    let storage = step.tensor(gradient).storage;
+    let storage = &mut step.storages[storage.0 as usize];
+    storage.name = name.into();
+    storage.role = Role::Gradient;
+    storage.shared = keeps;
+}
+
 /// Appends the backward pass of all nodes now in `step` whose outputs have gradients in `gradients`.
 ///
 /// # Errors

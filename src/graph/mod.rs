@@ -231,6 +231,13 @@ impl Step {
         Some(StorageId(at as u32))
     }
 
+    /// What stands in a shared storage on entry.
+    pub fn entry(&self, storage: StorageId) -> Option<TensorId> {
+        let first = |t: &Tensor| t.storage == storage && t.version == 0;
+        let at = self.tensors.iter().position(first)?;
+        Some(TensorId(at as u32))
+    }
+
     /// Appends a node; fresh outputs become storages on the device with `role`.
     ///
     /// # Errors

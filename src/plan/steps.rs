@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::{Choice, Plan};
 use crate::error::Result;
-use crate::graph::backward::{Gradients, differentiate};
+use crate::graph::backward::{Gradients, differentiate, gradient_name, name_gradient};
 use crate::graph::build::{self, Forward, Options, SCALE};
 use crate::graph::op::optimizer::{ClipScale, SquareSum};
 
@@ -15,7 +15,7 @@ use crate::graph::reach;
 use crate::graph::tensor::{DType, Role, Storage, StorageId, TensorId, Type};
 use crate::graph::{Node, Phase, Spot, Step, StepSet, When};
 use crate::spec::job::{Place, Precision};
-use crate::technique::{Args, Derivative, Draft, Policy, Trained, Update};
+use crate::technique::{Ahead, Args, Derivative, Draft, Given, Policy, Trained, Update};
 use transfer::transfer;
 
 /// Name of the guard outside: what gradients are multiplied by, whether they are finite, their norm.
@@ -222,23 +222,9 @@ fn micro_batch(forward: Forward, draft: &Draft, adds: bool, rule: Option<&Rule>)
     Ok(step)
 }
 
-fn gradient_name(step: &Step, parameter: TensorId) -> String {
-    format!("{}.gradient", step.storage_of(parameter).name)
-}
-
 fn gradient_type(step: &Step, parameter: TensorId, draft: &Draft) -> Type {
     let at = step.type_of(parameter);
     at.with(draft.gradient_format.unwrap_or(at.dtype))
-}
-
-/// Marks the storage of a whole gradient as such; `keeps` where later micro-batches add to it.
-fn name_gradient(step: &mut Step, parameter: TensorId, gradient: TensorId, keeps: bool) {
-    let name = gradient_name(step, parameter);
-    let storage = step.tensor(gradient).storage;
-    let storage = &mut step.storages[storage.0 as usize];
-    storage.name = name.into();
-    storage.role = Role::Gradient;
-    storage.shared = keeps;
 }
 
 /// Appends the updates of all `pairs` of parameter and gradient.
@@ -249,17 +235,26 @@ fn update(
     rule: &Rule,
 ) -> Result<()> {
     let guard = guard(step, pairs, draft)?;
-    let technique = rule.choice.behind()?;
-    let mut updates = Vec::new();
+    let (technique, args) = (rule.choice.behind()?, &rule.choice.args);
+    let given = Given {
+        guard,
+        ahead: technique.ahead(&mut Ahead::new(step, pairs, guard), args)?,
+        refreshes: rule.refreshes,
+    };
+    let (mut early, mut late) = (Vec::new(), Vec::new());
     for &pair in pairs {
-        let mut at = Update::new(step, draft, pair, guard, rule.refreshes);
-        technique.update(&mut at, &rule.choice.args)?;
-        updates.push(at.into_nodes());
+        let mut at = Update::new(step, draft, pair, given);
+        technique.update(&mut at, args)?;
+        let nodes = at.into_nodes();
+        // What only looks at a gradient lets it go as soon as it is whole.
+        let looks = |n: &Node| step.overwrites(n).iter().all(Option::is_none);
+        match draft.fused_update || nodes.iter().all(looks) {
+            true => early.push(nodes),
+            false => late.extend(nodes),
+        }
     }
-    match draft.fused_update {
-        true => insert_early(step, updates),
-        false => step.nodes.extend(updates.into_iter().flatten()),
-    }
+    insert_early(step, early);
+    step.nodes.extend(late);
     Ok(())
 }
 

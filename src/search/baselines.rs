@@ -1,10 +1,10 @@
 //! The plans everybody knows, to stand beside whatever is found.
 
-use super::{Proposal, may_choose};
+use super::{Named, may_choose};
 use crate::plan::{Choice, Request};
 
 /// Keep all, recompute all, offload all, Megatron's selective recomputation.
-pub fn all(request: &Request) -> Vec<Proposal> {
+pub fn all(request: &Request) -> Vec<Named> {
     let recompute = |args: &[(&str, &str)]| Choice::new("recompute", "layers.*", args);
     let offload = |what: &str, update: &str| {
         let site = if what == "activations" {

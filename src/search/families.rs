@@ -71,7 +71,7 @@ pub fn all(request: &Request) -> Vec<Proposal> {
         .collect()
 }
 
-fn proposals(family: &Family, request: &Request) -> Vec<Proposal> {
+fn proposals(family: &'static Family, request: &Request) -> Vec<Proposal> {
     let sixteen = request.job.precision != Precision::F32;
     let scaled = request.job.precision == Precision::Fp16;
     let applies = |text: &&&str| match **text {
@@ -101,11 +101,16 @@ fn proposals(family: &Family, request: &Request) -> Vec<Proposal> {
         );
     }
     let with = |more: &[Choice]| own.iter().chain(&streamed).chain(more).cloned().collect();
-    let mut all = vec![(family.name.to_string(), with(&[]))];
+    let proposal = |name: String, choices| Proposal {
+        name,
+        choices,
+        family: Some(family),
+    };
+    let mut all = vec![proposal(family.name.to_string(), with(&[]))];
     if family.backward {
         let recompute = Choice::new("recompute", "layers.*", &[]);
         let name = format!("{} + recompute", family.name);
-        all.push((name, with(&[recompute])));
+        all.push(proposal(name, with(&[recompute])));
     }
     all
 }

@@ -1,13 +1,13 @@
 //! Improvements over the baselines: combinations of what saves most for least, from a list fixed by the job.
 
-use super::{Proposal, may_choose};
+use super::{Named, may_choose};
 use crate::plan::{Choice, Request};
 
 /// Shares of the layers that a partial choice covers, in quarters.
 const SHARES: [u64; 4] = [1, 2, 3, 4];
 
 /// Every combination of a base (how the state is kept) with an activation policy.
-pub fn more(request: &Request) -> Vec<Proposal> {
+pub fn more(request: &Request) -> Vec<Named> {
     let mut proposals = Vec::new();
     for (base, kept) in bases(request) {
         for (policy, choices) in policies(request) {
@@ -25,7 +25,7 @@ pub fn more(request: &Request) -> Vec<Proposal> {
 }
 
 /// How parameters, gradients and optimizer state are kept, from the fastest to the smallest.
-fn bases(request: &Request) -> Vec<Proposal> {
+fn bases(request: &Request) -> Vec<Named> {
     let clips = request.fixed.iter().any(|c| c.technique == "clip");
     let scaled = request.job.precision == crate::spec::job::Precision::Fp16;
     let fused = (!clips && !scaled && may_choose(request, "fused_update"))
@@ -37,7 +37,7 @@ fn bases(request: &Request) -> Vec<Proposal> {
     let parameters = offload(&[("what", "parameters")]);
     let parameters_on_disk = offload(&[("what", "parameters"), ("to", "disk")]);
     let gradients = offload(&[("what", "gradients")]);
-    let mut bases: Vec<Proposal> = vec![(String::new(), vec![])];
+    let mut bases: Vec<Named> = vec![(String::new(), vec![])];
     if let Some(fused) = &fused {
         bases.push(("fused".into(), vec![fused.clone()]));
     }
@@ -70,9 +70,9 @@ fn bases(request: &Request) -> Vec<Proposal> {
 }
 
 /// What becomes of activations, from the fastest to the smallest.
-fn policies(request: &Request) -> Vec<Proposal> {
+fn policies(request: &Request) -> Vec<Named> {
     let layers = request.job.model.layers;
-    let mut policies: Vec<Proposal> = vec![(String::new(), vec![])];
+    let mut policies: Vec<Named> = vec![(String::new(), vec![])];
     let head = may_choose(request, "chunked_loss").then(|| Choice::new("chunked_loss", "*", &[]));
     let flash =
         may_choose(request, "flash_attention").then(|| Choice::new("flash_attention", "*", &[]));

@@ -22,6 +22,8 @@ use crate::spec::units::{Bytes, Seconds};
 pub struct Candidate {
     /// What it is called in tables.
     pub name: String,
+    /// The lossy method it is a plan of, where it is one.
+    pub family: Option<&'static Family>,
     /// The plan.
     pub plan: Plan,
     /// What it takes.
@@ -31,13 +33,6 @@ pub struct Candidate {
 }
 
 impl Candidate {
-    /// The lossy method it is a plan of, where it is one.
-    pub fn family(&self) -> Option<&'static Family> {
-        let own =
-            |f: &&Family| self.name == f.name || self.name.starts_with(&format!("{} + ", f.name));
-        families::FAMILIES.iter().find(own)
-    }
-
     /// Whether it stays within `budget`.
     pub fn fits(&self, budget: &Budget) -> bool {
         budget.passed(&self.estimate.peak).is_none()
@@ -114,7 +109,7 @@ pub fn search(request: &Request) -> Result<Answer> {
     let taken = |c: &Candidate| c.estimate.peak.host + c.estimate.peak.pinned;
     let price = |c: &Candidate| (c.estimate.step.0.to_bits(), c.estimate.peak.gpu, taken(c));
     // What changes results is taken only where nothing else fits.
-    order.sort_by_key(|c| (c.family().is_some(), price(c)));
+    order.sort_by_key(|c| (c.family.is_some(), price(c)));
     let mut best = None;
     for candidate in order.into_iter().filter(|c| c.may_fit(&budget)) {
         let proved = Candidate {
@@ -140,7 +135,28 @@ pub fn search(request: &Request) -> Result<Answer> {
 }
 
 /// A named list of choices beside the fixed ones.
-pub type Proposal = (String, Vec<Choice>);
+pub type Named = (String, Vec<Choice>);
+
+/// What may become a plan.
+#[derive(Debug, Clone)]
+pub struct Proposal {
+    /// What it is called in tables.
+    pub name: String,
+    /// Its choices beside the fixed ones.
+    pub choices: Vec<Choice>,
+    /// The lossy method it is of, where it is of one.
+    pub family: Option<&'static Family>,
+}
+
+impl From<Named> for Proposal {
+    fn from((name, choices): Named) -> Proposal {
+        Proposal {
+            name,
+            choices,
+            family: None,
+        }
+    }
+}
 
 /// Whether the search may choose `technique` on its own: its class is allowed.
 fn may_choose(request: &Request, technique: &str) -> bool {
@@ -160,6 +176,7 @@ fn misfit(request: &Request, budget: &Budget, considered: &[Candidate]) -> Resul
             budget,
             &[Candidate {
                 name,
+                family: None,
                 plan,
                 estimate,
                 exact: true,

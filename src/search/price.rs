@@ -26,21 +26,24 @@ pub fn all(request: &Request) -> Result<Vec<Candidate>> {
         distinct(&far, self::proposals(&far)),
     );
     let one = |index: usize| -> Result<Candidate> {
-        let (name, plan) = plan(request, &proposals[index])?;
+        let (name, family) = (proposals[index].name.clone(), proposals[index].family);
+        let plan = plan(request, &proposals[index])?;
         if !deep {
             return Ok(Candidate {
                 name,
+                family,
                 estimate: estimate::quick(&plan)?,
                 plan,
                 exact: true,
             });
         }
-        let near = estimate::quick(&self::plan(&near, &lists.0[index])?.1)?;
-        let far = estimate::quick(&self::plan(&far, &lists.1[index])?.1)?;
+        let near = estimate::quick(&self::plan(&near, &lists.0[index])?)?;
+        let far = estimate::quick(&self::plan(&far, &lists.1[index])?)?;
         let tokens = (request.job.batch * request.job.seq) as f64;
         let estimate = continued(&near, &far, layers, tokens);
         Ok(Candidate {
             name,
+            family,
             plan,
             estimate,
             exact: false,
@@ -64,8 +67,9 @@ pub fn all(request: &Request) -> Result<Vec<Candidate>> {
 /// The proposals without those that add nothing to an earlier one, once what is fixed is left out.
 fn distinct(request: &Request, proposals: Vec<Proposal>) -> Vec<Proposal> {
     let mut seen = Vec::new();
-    let mut is_new = |(_, choices): &Proposal| {
-        let left: Vec<Choice> = choices
+    let mut is_new = |proposal: &Proposal| {
+        let left: Vec<Choice> = proposal
+            .choices
             .iter()
             .filter(|c| !decides(request, c))
             .cloned()
@@ -78,18 +82,21 @@ fn distinct(request: &Request, proposals: Vec<Proposal>) -> Vec<Proposal> {
 }
 
 fn proposals(request: &Request) -> Vec<Proposal> {
-    baselines::all(request)
+    let exact = baselines::all(request)
         .into_iter()
-        .chain(greedy::more(request))
+        .chain(greedy::more(request));
+    exact
+        .map(Proposal::from)
         .chain(families::all(request))
         .collect()
 }
 
 /// The plan of a proposal: what is fixed, and what the proposal adds about anything else.
-fn plan(request: &Request, (name, choices): &Proposal) -> Result<(String, Plan)> {
+fn plan(request: &Request, proposal: &Proposal) -> Result<Plan> {
     let mut all = request.fixed.clone();
-    all.extend(choices.iter().filter(|c| !decides(request, c)).cloned());
-    Ok((name.clone(), Plan::new(request.job.clone(), all)?))
+    let own = proposal.choices.iter();
+    all.extend(own.filter(|c| !decides(request, c)).cloned());
+    Plan::new(request.job.clone(), all)
 }
 
 /// Whether a fixed choice decides already what `choice` is about.

@@ -37,7 +37,7 @@ pub fn rows<'a>(answer: &'a Answer, request: &Request) -> Vec<&'a Candidate> {
         .collect();
     let (mut rows, mut others): (Vec<&Candidate>, Vec<&Candidate>) = considered(answer)
         .into_iter()
-        .filter(|c| c.family().is_none() || c.name == chosen(answer).name)
+        .filter(|c| c.family.is_none() || c.name == chosen(answer).name)
         .partition(|c| known.contains(&c.name));
     let mut seen = BTreeSet::new();
     rows.retain(|c| seen.insert(price(c)));
@@ -116,7 +116,7 @@ pub fn table(answer: &Answer, request: &Request) -> String {
 fn families(answer: &Answer) -> Vec<&Candidate> {
     let plans = considered(answer)
         .into_iter()
-        .filter(|c| c.family().is_some());
+        .filter(|c| c.family.is_some());
     let mut best: Vec<&Candidate> = Vec::new();
     for plan in plans {
         let rank = |c: &Candidate| match c.fits(&answer.budget) {
@@ -126,7 +126,7 @@ fn families(answer: &Answer) -> Vec<&Candidate> {
                 (c.estimate.peak.gpu.0, Bytes::ZERO, Bytes::ZERO, Bytes::ZERO),
             ),
         };
-        match best.iter_mut().find(|c| c.family() == plan.family()) {
+        match best.iter_mut().find(|c| c.family == plan.family) {
             Some(other) if rank(plan) < rank(other) => *other = plan,
             Some(_) => {}
             None => best.push(plan),
@@ -161,8 +161,7 @@ fn lossy(answer: &Answer) -> String {
                 "no"
             }
             .to_string(),
-            plan.family()
-                .map_or(String::new(), |f| f.quality.to_string()),
+            plan.family.map_or(String::new(), |f| f.quality.to_string()),
         ]);
     }
     format!("\n{}", table.render())
@@ -192,8 +191,8 @@ pub fn json(answer: &Answer) -> Value {
             "name": c.name,
             "fits": c.fits(&answer.budget),
             "exact": c.exact,
-            "family": c.family().map(|f| f.name),
-            "quality": c.family().map(|f| f.quality),
+            "family": c.family.map(|f| f.name),
+            "quality": c.family.map(|f| f.quality),
             "chosen": c.name == chosen(answer).name,
             "peak": places_json(&c.estimate.peak),
             "step_seconds": c.estimate.step,

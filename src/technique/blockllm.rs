@@ -1,16 +1,18 @@
 //! BlockLLM: full-rank Adam on a few tensors at a time, chosen anew when learning stalls.
 
+mod paper;
 mod selection;
 
 use super::{
-    Args, Argument, Card, Draft, Pattern, Policy, SCALARS, Site, Technique, Trained, Update,
+    Ahead, Args, Argument, Card, Draft, Pattern, Policy, SCALARS, Site, Technique, Trained, Update,
 };
 use crate::error::{Error, Result};
 use crate::graph::build::Forward;
-use crate::graph::op::optimizer::{AdamW, SquareSum};
+use crate::graph::op::optimizer::{AdamW, Began, DirectionSum, MaskedAdamW, SquareSum, Threshold};
 use crate::graph::op::transfer::Report;
-use crate::graph::tensor::DType;
+use crate::graph::tensor::{DType, TensorId};
 use crate::spec::job::Exactness;
+use paper::Paper;
 use selection::{Selection, Settings, is_eligible, worst};
 
 /// What separates names in an argument.
@@ -21,6 +23,16 @@ const AUTO: &str = "auto";
 /// Arguments, the state of the selection among them.
 const ARGUMENTS: &[Argument] = &[
     Argument {
+        key: "rule",
+        default: "code",
+        meaning: "code: select as the authors' code does | paper: as the paper does, by Adam's directions and a full gradient pass",
+    },
+    Argument {
+        key: "mask",
+        default: "yes",
+        meaning: "with rule=paper: yes: of the selected tensors only the coordinates with the largest directions move | no: all",
+    },
+    Argument {
         key: "sparsity",
         default: "0.95",
         meaning: "share of the elements that is not updated",
@@ -28,22 +40,22 @@ const ARGUMENTS: &[Argument] = &[
     Argument {
         key: "every",
         default: "1000",
-        meaning: "steps between two tests whether to select anew",
+        meaning: "with rule=code: steps between two tests whether to select anew",
     },
     Argument {
         key: "patience",
         default: "100",
-        meaning: "losses whose mean must exceed the mean of all since the last selection",
+        meaning: "losses whose mean must exceed the mean of all since the last selection | with rule=paper: be at most the next loss",
     },
     Argument {
         key: "refresh",
         default: "20",
-        meaning: "steps after which other tensors are sampled for the norm of their gradient",
+        meaning: "with rule=code: steps after which other tensors are sampled for the norm of their gradient",
     },
     Argument {
         key: "sampled",
         default: "1",
-        meaning: "tensors sampled at a time",
+        meaning: "with rule=code: tensors sampled at a time",
     },
     Argument {
         key: "adapt",
@@ -59,6 +71,16 @@ const ARGUMENTS: &[Argument] = &[
         key: "watched",
         default: "auto",
         meaning: "names of the tensors sampled now, or auto",
+    },
+    Argument {
+        key: "budget",
+        default: "auto",
+        meaning: "with rule=paper: coordinates that move in a step | auto: as sparsity says",
+    },
+    Argument {
+        key: "since",
+        default: "0",
+        meaning: "with rule=paper: steps done when the moments last started again",
     },
     Argument {
         key: "beta1",
@@ -107,6 +129,7 @@ impl Technique for BlockLlm {
 
     fn draft(&self, draft: &mut Draft, args: &Args) -> Result<()> {
         settings(args)?;
+        is_paper(args)?;
         draft.master = false;
         Ok(())
     }
@@ -125,16 +148,38 @@ impl Technique for BlockLlm {
         }
     }
 
-    fn update(&self, at: &mut Update, args: &Args) -> Result<()> {
-        let card = self.card();
-        let name = at.name();
-        let square = at.emit(SquareSum, &[at.gradient()], "square")?[0];
-        let report = Report {
-            name: format!("{SCALARS}{name}"),
-            offset: 0,
+    fn ahead(&self, at: &mut Ahead, args: &Args) -> Result<Option<TensorId>> {
+        if !is_paper(args)? || !masks(args)? {
+            return Ok(None);
+        }
+        let watched = names(args, "watched");
+        let mut inputs = Vec::new();
+        for &(parameter, gradient) in at.pairs() {
+            if !watched.contains(&&*at.name(parameter)) {
+                inputs.extend([gradient, at.state(parameter, "m"), at.state(parameter, "v")]);
+            }
+        }
+        if inputs.is_empty() {
+            return Ok(None);
+        }
+        let op = Threshold {
+            adam: began(args)?,
+            tensors: inputs.len() / 3,
+            keep: args.number(&self.card(), "budget", (1, u64::MAX))?,
+            guard: at.guard().is_some(),
         };
-        at.emit(report, &[square], "norm")?;
-        if names(args, "watched").iter().any(|n| **n == *name) {
+        inputs.extend(at.guard());
+        at.emit(op, &inputs, "threshold").map(Some)
+    }
+
+    fn update(&self, at: &mut Update, args: &Args) -> Result<()> {
+        if is_paper(args)? {
+            return update_by_paper(at, args);
+        }
+        let card = self.card();
+        let square = at.emit(SquareSum, &[at.gradient()], "square")?[0];
+        show(at, square)?;
+        if names(args, "watched").contains(&&*at.name()) {
             return Ok(());
         }
         let op = AdamW {
@@ -154,14 +199,32 @@ impl Technique for BlockLlm {
         trained: &dyn Fn() -> Result<Vec<Trained>>,
         args: &Args,
     ) -> Result<Option<Args>> {
-        if !names(args, "selected").is_empty() {
+        let paper = is_paper(args)?;
+        let named = ["selected", "watched"].map(|key| !names(args, key).is_empty());
+        let counted = !paper || args.text(&self.card(), "budget") != AUTO;
+        if (named[0] || (paper && named[1])) && counted {
             return Ok(None);
         }
-        let (selected, watched) = worst(&settings(args)?, &trained()?);
+        let (settings, trained) = (settings(args)?, trained()?);
+        let mut args = args.clone();
+        if paper && !counted {
+            let budget = settings.budget(&trained).max(1).to_string();
+            args.0.insert("budget".to_string(), budget);
+        }
+        if named[0] || (paper && named[1]) {
+            return Ok(Some(args));
+        }
+        let (selected, mut watched) = match paper {
+            true => paper::worst(&settings, &trained),
+            false => worst(&settings, &trained),
+        };
         if selected.is_empty() {
             return Err(nothing());
         }
-        Ok(Some(with(args, &selected, &watched)))
+        if paper && args.word(&self.card(), "adapt", &["yes", "no"])? == "no" {
+            watched.clear();
+        }
+        Ok(Some(with(&args, &selected, &watched)))
     }
 
     fn policy(
@@ -173,10 +236,79 @@ impl Technique for BlockLlm {
         if args.word(&self.card(), "adapt", &["yes", "no"])? == "no" {
             return Ok(None);
         }
-        let settings = settings(args)?;
-        let policy = Selection::new(settings, &trained()?, seed, args.clone());
-        Ok(Some(Box::new(policy)))
+        let (settings, trained, args) = (settings(args)?, trained()?, args.clone());
+        Ok(Some(match is_paper(&args)? {
+            true => Box::new(Paper::new(settings, &trained, args)),
+            false => Box::new(Selection::new(settings, &trained, seed, args)),
+        }))
     }
+}
+
+/// Whether tensors are selected as the paper says.
+fn is_paper(args: &Args) -> Result<bool> {
+    Ok(args.word(&BlockLlm.card(), "rule", &["code", "paper"])? == "paper")
+}
+
+/// Whether only some coordinates of a selected tensor move.
+fn masks(args: &Args) -> Result<bool> {
+    Ok(args.word(&BlockLlm.card(), "mask", &["yes", "no"])? == "yes")
+}
+
+/// Adam's numbers by the paper's rule.
+fn began(args: &Args) -> Result<Began> {
+    let card = BlockLlm.card();
+    Ok(Began {
+        beta1: args.number(&card, "beta1", (0.0, 1.0))?,
+        beta2: args.number(&card, "beta2", (0.0, 1.0))?,
+        eps: args.number(&card, "eps", (0.0, 1.0))?,
+        since: args.number(&card, "since", (0, u64::MAX))?,
+    })
+}
+
+/// Reports `square` as what is known of a parameter's gradient.
+fn show(at: &mut Update, square: TensorId) -> Result<()> {
+    let report = Report {
+        name: format!("{SCALARS}{}", at.name()),
+        offset: 0,
+    };
+    at.emit(report, &[square], "norm").map(|_| ())
+}
+
+/// The update by the paper's rule; where any tensor is watched, the norms of all directions are shown ahead of it.
+fn update_by_paper(at: &mut Update, args: &Args) -> Result<()> {
+    let (adam, guard) = (began(args)?, at.guard());
+    let watched = names(args, "watched");
+    let is_watched = watched.contains(&&*at.name());
+    let mut moments = Vec::new();
+    if !is_watched {
+        let wide = at.at().with(DType::F32);
+        moments.extend(["m", "v"].map(|suffix| at.state(suffix, wide.clone())));
+    }
+    if !watched.is_empty() {
+        let op = DirectionSum {
+            adam,
+            moments: !is_watched,
+            guard: guard.is_some(),
+        };
+        let inputs = [at.gradient()].into_iter().chain(moments.iter().copied());
+        let inputs: Vec<TensorId> = inputs.chain(guard).collect();
+        let square = at.emit(op, &inputs, "direction")?[0];
+        show(at, square)?;
+    }
+    if is_watched {
+        return Ok(());
+    }
+    let op = MaskedAdamW {
+        adam,
+        decay: args.number(&BlockLlm.card(), "decay", (0.0, 1e6))?,
+        mask: at.ahead().is_some(),
+        guard: guard.is_some(),
+    };
+    let mut inputs = vec![at.gradient(), at.parameter()];
+    inputs.extend(moments);
+    inputs.extend(at.ahead());
+    inputs.extend(guard);
+    at.emit(op, &inputs, "").map(|_| ())
 }
 
 fn settings(args: &Args) -> Result<Settings> {

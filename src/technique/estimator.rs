@@ -1,5 +1,7 @@
 //! Steps without a backward pass: forward passes cloned with their parameters moved, and updates along the same directions.
 
+mod hybrid;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -112,7 +114,7 @@ impl Estimator {
     }
 
     /// The trained parameters, in groups of one block each, in the order of the forward pass.
-    pub(super) fn blocks(&self) -> Vec<Vec<TensorId>> {
+    pub(super) fn blocks(&self) -> Vec<(Name, Vec<TensorId>)> {
         let mut blocks: Vec<(Name, Vec<TensorId>)> = Vec::new();
         for node in &self.template {
             for input in node.inputs.iter().filter(|i| self.newest.contains_key(i)) {
@@ -125,7 +127,7 @@ impl Estimator {
                 }
             }
         }
-        blocks.into_iter().map(|(_, group)| group).collect()
+        blocks
     }
 
     /// A forward pass with `group` moved; the loss it ends with. The first pass reports its loss.
@@ -247,27 +249,39 @@ impl Estimator {
         scalars: &[TensorId],
         (master, states): (bool, &[&str]),
     ) -> Result<()> {
-        for parameter in group {
-            let at = self.newest[parameter];
-            let (name, format) = (
-                self.step.storage_of(at).name.clone(),
-                self.step.type_of(at).clone(),
-            );
-            let mut inputs = scalars.to_vec();
-            inputs.push(at);
-            if master {
-                let wide = format.with(DType::F32);
-                // It starts as the parameter does.
-                let first = self.step.storage_of(*parameter).first.clone();
-                inputs.push(self.kept(&format!("{name}.master"), wide, first));
-            }
-            for suffix in states {
-                inputs.push(self.kept(&format!("{name}.{suffix}"), format.clone(), First::Zero));
-            }
-            let spot = spot(&self.step, at, None, Phase::Update);
-            let made = self.step.emit(op.clone(), &inputs, spot, Role::Temporary)?[0];
-            self.newest.insert(*parameter, made);
+        for &parameter in group {
+            self.update_one(parameter, op, scalars, (master, states))?;
         }
+        Ok(())
+    }
+
+    /// Updates `parameter` by `op` over what goes `before` it and what is kept for it.
+    fn update_one(
+        &mut self,
+        parameter: TensorId,
+        op: &Arc<dyn Op>,
+        before: &[TensorId],
+        (master, states): (bool, &[&str]),
+    ) -> Result<()> {
+        let at = self.newest[&parameter];
+        let (name, format) = (
+            self.step.storage_of(at).name.clone(),
+            self.step.type_of(at).clone(),
+        );
+        let mut inputs = before.to_vec();
+        inputs.push(at);
+        if master {
+            let wide = format.with(DType::F32);
+            // It starts as the parameter does.
+            let first = self.step.storage_of(parameter).first.clone();
+            inputs.push(self.kept(&format!("{name}.master"), wide, first));
+        }
+        for suffix in states {
+            inputs.push(self.kept(&format!("{name}.{suffix}"), format.clone(), First::Zero));
+        }
+        let spot = spot(&self.step, at, None, Phase::Update);
+        let made = self.step.emit(op.clone(), &inputs, spot, Role::Temporary)?[0];
+        self.newest.insert(parameter, made);
         Ok(())
     }
 

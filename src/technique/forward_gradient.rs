@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::estimator::{Estimator, refuse, spot};
-use super::{Args, Argument, Card, Derivative, Draft, Site, Technique};
+use super::zeroth_order::{DECAY, MASTER};
+use super::{Args, Card, Derivative, Draft, Site, Technique};
 use crate::error::Result;
 use crate::graph::build::Forward;
 use crate::graph::op::Op;
@@ -26,18 +27,7 @@ impl Technique for ForwardGradient {
             source: "Baydin et al. 2022, arXiv:2202.08587",
             exactness: Exactness::Lossy,
             site: Site::Step,
-            arguments: &[
-                Argument {
-                    key: "decay",
-                    default: "0",
-                    meaning: "weight decay, added to the gradient",
-                },
-                Argument {
-                    key: "master",
-                    default: "no",
-                    meaning: "yes: keep an f32 copy of 16-bit parameters for the update",
-                },
-            ],
+            arguments: &[DECAY, MASTER],
         }
     }
 

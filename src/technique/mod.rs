@@ -43,11 +43,11 @@ pub use args::Args;
 pub use pattern::Pattern;
 pub use policy::{Next, Policy, SCALARS, Seen};
 pub use recipe::{RECIPES, Recipe, recipe};
-pub use update::Update;
+pub use update::{Ahead, Given, Update};
 
 use crate::error::{Error, Result};
 use crate::graph::build::Forward;
-use crate::graph::tensor::{DType, Name};
+use crate::graph::tensor::{DType, Name, TensorId};
 use crate::graph::{Step, StepSet};
 use crate::spec::job::{Exactness, Precision};
 use crate::spec::model::Family;
@@ -250,6 +250,14 @@ pub trait Technique: Sync {
         let next = "choose an optimizer; `memfit techniques` lists them";
         let name = self.card().name;
         Err(Error::value("optimizer", name, "it updates nothing", next))
+    }
+
+    /// Emits what all updates of a step read, once all gradients are whole: of those at [`Site::Update`] that have such a value.
+    ///
+    /// # Errors
+    /// Where an argument is wrong.
+    fn ahead(&self, _at: &mut Ahead, _args: &Args) -> Result<Option<TensorId>> {
+        Ok(None)
     }
 
     /// Every how many steps its updates renew what they project with; `None` where they never do.

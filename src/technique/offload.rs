@@ -7,7 +7,7 @@ use super::{Args, Argument, Card, Pattern, Site, Technique};
 use crate::error::{Error, Result};
 use crate::graph::op::transfer::{MOVE, Move};
 use crate::graph::reach::copy_stream;
-use crate::graph::tensor::{Name, Role, StorageId, TensorId};
+use crate::graph::tensor::{Name, Role, Storage, StorageId, TensorId};
 use crate::graph::{Node, Phase, Spot, Step, StepSet, Stream};
 use crate::spec::job::{Exactness, Place};
 use crate::spec::units::Bytes;
@@ -41,7 +41,7 @@ impl Technique for Offload {
                 Argument {
                     key: "update",
                     default: "device",
-                    meaning: "host: update there, with what=optimizer",
+                    meaning: "host: what needs the state runs there, with what=optimizer",
                 },
                 Argument {
                     key: "lag",
@@ -99,15 +99,27 @@ impl Technique for Offload {
         let found = match what {
             "activations" => each(set, |step| send_activations(step, sites, place))?,
             "gradients" => each(set, |step| send_gradients(step, sites, place))?,
-            "parameters" => each(set, |step| Ok(rehome(step, sites, Role::Parameter, place)))?,
-            _ => each(set, |step| {
-                let home = if on_host && !disk { Place::Host } else { place };
-                let found = rehome(step, sites, Role::OptimizerState, home);
-                if on_host {
-                    update_on_host(step, sites);
-                }
-                Ok(found)
-            })?,
+            "parameters" => {
+                let goes = |s: &Storage| s.role == Role::Parameter && sites.matches(&s.name);
+                each(set, |step| Ok(rehome(step, goes, place)))?
+            }
+            "optimizer" if on_host => {
+                let served = served(set);
+                let goes = |s: &Storage| {
+                    s.role == Role::OptimizerState
+                        && sites.matches(&s.name)
+                        && !served.contains(&s.name)
+                };
+                let home = if disk { place } else { Place::Host };
+                each(set, |step| {
+                    update_on_host(step, goes);
+                    Ok(rehome(step, goes, home))
+                })?
+            }
+            _ => {
+                let goes = |s: &Storage| s.role == Role::OptimizerState && sites.matches(&s.name);
+                each(set, |step| Ok(rehome(step, goes, place)))?
+            }
         };
         match found {
             true => Ok(()),
@@ -133,34 +145,52 @@ fn each(set: &mut StepSet, mut change: impl FnMut(&mut Step) -> Result<bool>) ->
     Ok(found)
 }
 
-/// Moves the home of shared storages of `role`; fetches and write-backs follow from it.
-fn rehome(step: &mut Step, sites: &Pattern, role: Role, place: Place) -> bool {
+/// Moves the home of shared storages that `goes` picks; fetches and write-backs follow from it.
+fn rehome(step: &mut Step, goes: impl Fn(&Storage) -> bool, place: Place) -> bool {
     let mut found = false;
-    for storage in step
-        .storages
-        .iter_mut()
-        .filter(|s| s.shared && s.role == role && sites.matches(&s.name))
-    {
+    for storage in step.storages.iter_mut().filter(|s| s.shared && goes(s)) {
         storage.place = place;
         found = true;
     }
     found
 }
 
-/// Runs the updates of matching parameters on the host.
-fn update_on_host(step: &mut Step, sites: &Pattern) {
-    for node in &mut step.nodes {
-        let updates = node.phase == Phase::Update
-            && node.op.name() != "square_sum"
-            && node.op.name() != "clip_scale";
-        if updates && node.op.name() != MOVE && sites.matches(&node.origin) {
-            node.stream = Stream::HostCompute;
-            for &made in &node.outputs {
-                let storage = &mut step.storages[step.tensors[made.0 as usize].storage.0 as usize];
-                if storage.role == Role::Temporary {
-                    storage.place = Place::Pinned;
-                }
-            }
+/// Optimizer states that some step reads and does not change, as GaLore's projectors: they serve nodes on the device.
+fn served(set: &StepSet) -> BTreeSet<Name> {
+    let mut served = BTreeSet::new();
+    for (_, step) in &set.steps {
+        let states = |values: fn(&Node) -> &[TensorId]| -> BTreeSet<StorageId> {
+            let all = step.nodes.iter().flat_map(values);
+            let homes = all.map(|&v| step.tensor(v).storage);
+            homes.filter(|&s| step.storage(s).shared).collect()
+        };
+        let (read, changed) = (states(|n| &n.inputs), states(|n| &n.outputs));
+        let only = read.difference(&changed).map(|&s| step.storage(s));
+        let only = only.filter(|s| s.role == Role::OptimizerState);
+        served.extend(only.map(|s| s.name.clone()));
+    }
+    served
+}
+
+/// Runs on the host what reads states that go there: what makes a gradient smaller first, and what takes its step, stays.
+fn update_on_host(step: &mut Step, goes: impl Fn(&Storage) -> bool) {
+    for index in 0..step.nodes.len() {
+        let node = &step.nodes[index];
+        let reads = |&value: &TensorId| {
+            let storage = step.storage_of(value);
+            storage.shared && goes(storage)
+        };
+        if node.phase != Phase::Update || !node.inputs.iter().any(reads) {
+            continue;
+        }
+        let fresh: Vec<StorageId> = (node.outputs.iter())
+            .map(|&made| step.tensor(made))
+            .filter(|made| made.version == 0)
+            .map(|made| made.storage)
+            .collect();
+        step.nodes[index].stream = Stream::HostCompute;
+        for storage in fresh {
+            step.storages[storage.0 as usize].place = Place::Pinned;
         }
     }
 }
@@ -193,7 +223,7 @@ fn send_gradients(step: &mut Step, sites: &Pattern, place: Place) -> Result<bool
             whole.insert(step.tensor(value).storage, value);
         }
     }
-    let shared = |s: &crate::graph::tensor::Storage| s.role == Role::Gradient && s.shared;
+    let shared = |s: &Storage| s.role == Role::Gradient && s.shared;
     if step.storages.iter().any(shared) {
         let next = "leave one of them out";
         let (one, other) = ("offload of gradients".to_string(), "accumulate".to_string());

@@ -10,7 +10,6 @@ use crate::graph::Node;
 use crate::graph::build::Forward;
 use crate::graph::edit::{Edit, rewrite};
 use crate::graph::op::attention::Attention;
-use crate::graph::op::elementwise::Scale;
 use crate::graph::op::embedding::{Embedding, PositionEmbedding};
 use crate::graph::op::prepend::{Prepend, Trim};
 use crate::graph::op::rope::Rope;
@@ -100,9 +99,8 @@ struct Prompt {
 
 impl Prompt {
     fn node(&mut self, edit: &mut Edit, node: Node) -> Result<()> {
-        if let Some(embedding) = op_of::<Embedding>(&node) {
-            let scale = embedding.scale;
-            return self.enter(edit, node, scale);
+        if op_of::<Embedding>(&node).is_some() {
+            return self.enter(edit, node);
         }
         if &*node.block == "head" && !self.trimmed && !node.inputs.is_empty() {
             self.trimmed = true;
@@ -111,26 +109,15 @@ impl Prompt {
         edit.keep(self.lengthened(edit, node)?)
     }
 
-    /// The embedding, behind the virtual tokens; scaled as it is, where it is.
-    fn enter(&mut self, edit: &mut Edit, node: Node, scale: f64) -> Result<()> {
+    /// The embedding, behind the virtual tokens. A family that scales its embedding (Gemma) does so inside the embedding's own class in
+    /// transformers 5, which PEFT's virtual tokens do not pass through: they stay as they are.
+    fn enter(&mut self, edit: &mut Edit, node: Node) -> Result<()> {
         let x = node.outputs[0];
         edit.keep(node.clone())?;
         let at = edit.type_of(x);
         let at = Type::new(&[self.tokens, at.columns()], at.dtype);
-        let mut prompt = edit.parameter(PROMPT, at, First::Normal(self.spread));
+        let prompt = edit.parameter(PROMPT, at, First::Normal(self.spread));
         self.parameters.push(prompt);
-        if scale != 1.0 {
-            let op = Scale {
-                by: scale,
-                in_place: false,
-                format: None,
-            };
-            prompt = edit.emit(
-                op,
-                &[prompt],
-                beside(&node, "embedding/prompt_scale".into()),
-            )?;
-        }
         let op = Prepend { batch: self.batch };
         let made = edit.emit(op, &[prompt, x], beside(&node, "embedding/prompt".into()))?;
         edit.replace(x, made);

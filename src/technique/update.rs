@@ -15,19 +15,28 @@ pub struct Update<'a> {
     gradient: TensorId,
     parameter: TensorId,
     master: Option<TensorId>,
-    guard: Option<TensorId>,
-    refreshes: bool,
+    given: Given,
     nodes: Vec<Node>,
 }
 
+/// What all updates of a step are given.
+#[derive(Debug, Clone, Copy)]
+pub struct Given {
+    /// The guard, where a norm or a loss scale asks for one.
+    pub guard: Option<TensorId>,
+    /// What the technique made ahead of them: see [`Technique::ahead`](super::Technique::ahead).
+    pub ahead: Option<TensorId>,
+    /// Whether what updates project with is renewed.
+    pub refreshes: bool,
+}
+
 impl<'a> Update<'a> {
-    /// The update of `parameter` by its whole `gradient`; `refreshes` where what updates project with is renewed.
+    /// The update of `parameter` by its whole `gradient`.
     pub fn new(
         step: &'a mut Step,
         draft: &Draft,
         (parameter, gradient): (TensorId, TensorId),
-        guard: Option<TensorId>,
-        refreshes: bool,
+        given: Given,
     ) -> Update<'a> {
         let name = format!("{}.master", step.storage_of(parameter).name);
         let at = step.type_of(parameter).with(DType::F32);
@@ -41,8 +50,7 @@ impl<'a> Update<'a> {
             gradient,
             parameter,
             master,
-            guard,
-            refreshes,
+            given,
             nodes: Vec::new(),
         }
     }
@@ -79,20 +87,22 @@ impl<'a> Update<'a> {
 
     /// What gradients are multiplied by, whether they are finite, and their norm (3) (F32), where a norm or a loss scale asks for it.
     pub fn guard(&self) -> Option<TensorId> {
-        self.guard
+        self.given.guard
+    }
+
+    /// What the technique made ahead of all updates, where it made anything.
+    pub fn ahead(&self) -> Option<TensorId> {
+        self.given.ahead
     }
 
     /// Whether this is the step in which what updates project with is renewed: see [`Technique::period`](super::Technique::period).
     pub fn refreshes(&self) -> bool {
-        self.refreshes
+        self.given.refreshes
     }
 
     /// A state kept from step to step as `PARAMETER.suffix`: zero bytes before the first.
     pub fn state(&mut self, suffix: &str, at: Type) -> TensorId {
-        let name = format!("{}.{suffix}", self.name());
-        let role = Role::OptimizerState;
-        self.step
-            .persistent_as(&name, at, Place::Gpu, role, First::Zero)
+        state(self.step, self.parameter, suffix, at)
     }
 
     /// Emits a node of the update, with origin `PARAMETER` or `PARAMETER.leaf`; fresh outputs are temporary.
@@ -128,7 +138,7 @@ impl<'a> Update<'a> {
         for (suffix, at) in states {
             inputs.push(self.state(suffix, at.clone()));
         }
-        inputs.extend(self.guard);
+        inputs.extend(self.given.guard);
         self.emit(op, &inputs, "").map(|_| ())
     }
 
@@ -147,5 +157,72 @@ impl<'a> Update<'a> {
             block,
             stream: Stream::Compute,
         }
+    }
+}
+
+/// The state of `parameter` called `suffix`, as it is before the step.
+fn state(step: &mut Step, parameter: TensorId, suffix: &str, at: Type) -> TensorId {
+    let name = format!("{}.{suffix}", step.storage_of(parameter).name);
+    let known = step.shared(&name);
+    if let Some(value) = known.and_then(|storage| step.entry(storage)) {
+        return value;
+    }
+    let role = Role::OptimizerState;
+    step.persistent_as(&name, at, Place::Gpu, role, First::Zero)
+}
+
+/// What stands ahead of all updates, once all gradients are whole, while a technique writes it.
+pub struct Ahead<'a> {
+    step: &'a mut Step,
+    pairs: &'a [(TensorId, TensorId)],
+    guard: Option<TensorId>,
+}
+
+impl<'a> Ahead<'a> {
+    /// Ahead of the updates of `pairs` of parameter and gradient.
+    pub fn new(
+        step: &'a mut Step,
+        pairs: &'a [(TensorId, TensorId)],
+        guard: Option<TensorId>,
+    ) -> Ahead<'a> {
+        Ahead { step, pairs, guard }
+    }
+
+    /// Each parameter with its gradient.
+    pub fn pairs(&self) -> &'a [(TensorId, TensorId)] {
+        self.pairs
+    }
+
+    /// The name of a parameter.
+    pub fn name(&self, parameter: TensorId) -> Name {
+        self.step.storage_of(parameter).name.clone()
+    }
+
+    /// As [`Update::guard`].
+    pub fn guard(&self) -> Option<TensorId> {
+        self.guard
+    }
+
+    /// The state of `parameter` called `suffix` in f32, the same that [`Update::state`] answers with.
+    pub fn state(&mut self, parameter: TensorId, suffix: &str) -> TensorId {
+        let at = self.step.type_of(parameter).with(DType::F32);
+        state(self.step, parameter, suffix, at)
+    }
+
+    /// Emits a node with origin `update/leaf`; its first output.
+    ///
+    /// # Errors
+    /// Where the op is not defined on these inputs.
+    pub fn emit(
+        &mut self,
+        op: impl Op + 'static,
+        inputs: &[TensorId],
+        leaf: &str,
+    ) -> Result<TensorId> {
+        let spot = Spot::compute(Phase::Update, "update", leaf);
+        let made = self
+            .step
+            .emit(Arc::new(op), inputs, spot, Role::Temporary)?;
+        Ok(made[0])
     }
 }

@@ -40,7 +40,7 @@ impl Technique for ZoAdam {
 }
 
 /// Its arguments: the shared ones and its own.
-const ALL: &[Argument; 11] = &zeroth_order::with([
+const ALL: &[Argument; 13] = &zeroth_order::with([
     Argument {
         key: "beta1",
         default: "0.9",

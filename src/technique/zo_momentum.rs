@@ -42,7 +42,7 @@ impl Technique for ZoMomentum {
 }
 
 /// Its arguments: the shared ones and its own.
-const ALL: &[Argument; 9] = &zeroth_order::with([Argument {
+const ALL: &[Argument; 11] = &zeroth_order::with([Argument {
     key: "momentum",
     default: "0.9",
     meaning: "what remains of the buffer each step",

@@ -1,8 +1,10 @@
 //! The combinations that are held against what really happens.
 
 mod adapted;
+mod partial;
 
-use super::{array, rules};
+use super::array;
+use super::rules::TABLE as RULES;
 use crate::error::Result;
 use crate::machine::cpu::Settings;
 use crate::machine::estimate::threads_for;
@@ -11,6 +13,8 @@ use crate::plan::{Choice, Plan};
 use crate::spec::catalog;
 use crate::spec::device::Device;
 use crate::spec::job::{Backend, Exactness, Host, Job, Optimizer, Precision, Target};
+use adapted::ADAPTED;
+use partial::PARTIAL;
 
 /// Cores the programs are for, so that they are the same programs on every machine.
 pub const CORES: u32 = 2;
@@ -186,7 +190,7 @@ const HELD: Table = Table {
 };
 
 /// All tables, in order.
-const TABLES: [&Table; 5] = [&FULL, &ESTIMATED, &HELD, &rules::TABLE, &adapted::ADAPTED];
+const TABLES: [&Table; 6] = [&FULL, &ESTIMATED, &HELD, &RULES, &ADAPTED, &PARTIAL];
 
 impl Table {
     fn allowed(&self, a: (usize, usize), b: (usize, usize)) -> bool {
@@ -344,10 +348,8 @@ impl Case {
         let mut kept = Vec::new();
         let mut class = Exactness::Bitwise;
         // What is computed again is not held in fewer bits: beside compression it changes results.
-        let compressed = self
-            .choices
-            .iter()
-            .any(|c| c.starts_with("compress_activations"));
+        let own = &self.choices;
+        let compressed = own.iter().any(|c| c.starts_with("compress_activations"));
         for text in &self.choices {
             let choice = Choice::parse(text)?;
             match choice.behind()?.card().exactness {

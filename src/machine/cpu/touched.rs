@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::graph::tensor::Role;
+use crate::graph::tensor::{Name, Role};
 use crate::program::{BufferId, Program};
 use crate::spec::job::PerPlace;
 use crate::spec::units::Bytes;
@@ -13,8 +13,8 @@ pub type Roles = BTreeMap<Role, Bytes>;
 /// The buffers in use, and the roles when they were most.
 #[derive(Debug, Default)]
 pub(super) struct Touched {
-    /// Shared buffers handed out in this or an earlier program; they come first in every program of a set.
-    shared: BTreeSet<u32>,
+    /// Shared buffers handed out in this or an earlier program, by what they are called in every set of programs.
+    shared: BTreeSet<Name>,
     /// The others, in this program.
     live: BTreeSet<u32>,
     now: PerPlace<Roles>,
@@ -26,20 +26,22 @@ impl Touched {
     pub(super) fn begin(&mut self, program: &Program) {
         self.live.clear();
         self.now = PerPlace::default();
-        let shared = std::mem::take(&mut self.shared);
-        for id in &shared {
-            self.count(program, BufferId(*id));
+        for (id, buffer) in program.buffers.iter().enumerate() {
+            if buffer.shared && self.shared.contains(&buffer.name) {
+                self.count(program, BufferId(id as u32));
+            }
         }
-        self.shared = shared;
     }
 
     /// A buffer is handed to an op or a copy.
     pub(super) fn hand_out(&mut self, program: &Program, id: BufferId) {
-        let set = match program.buffer(id).shared {
-            true => &mut self.shared,
-            false => &mut self.live,
+        let buffer = program.buffer(id);
+        let new = match buffer.shared {
+            true if self.shared.contains(&buffer.name) => false,
+            true => self.shared.insert(buffer.name.clone()),
+            false => self.live.insert(id.0),
         };
-        if set.insert(id.0) {
+        if new {
             self.count(program, id);
         }
     }

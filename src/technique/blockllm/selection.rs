@@ -26,7 +26,7 @@ impl Settings {
     }
 
     /// Elements of every later selection.
-    fn budget(&self, trained: &[Trained]) -> u64 {
+    pub(super) fn budget(&self, trained: &[Trained]) -> u64 {
         let all: u64 = trained
             .iter()
             .filter(|t| is_eligible(t))

@@ -1,9 +1,9 @@
 //! The update of a parameter along its random directions.
 
 use super::draws::{Draws, MOST};
-use super::{BLOCK, CHUNK, DRAW, Direction};
+use super::{BLOCK, CHUNK, DRAW, Direction, axpy};
 use crate::error::Result;
-use crate::graph::op::{Element, Io, Op, Output, Work, expect, simd, traffic};
+use crate::graph::op::{Element, Io, Op, Output, Scalars, Work, expect, simd, traffic};
 use crate::graph::random::Key;
 use crate::graph::tensor::{DType, Type};
 use crate::with_float;
@@ -41,6 +41,11 @@ impl Rule {
             Rule::Momentum { .. } => 1,
             Rule::Adam { .. } => 2,
         }
+    }
+
+    /// Whether it asks more than a gradient says.
+    pub(super) fn needs_slopes(self) -> bool {
+        matches!(self, Rule::Sign | Rule::Conservative)
     }
 
     /// Losses it reads besides slopes: at θ, one step down, one step up.
@@ -119,7 +124,7 @@ impl Op for Descend {
         with_float!("descend", parameter.at.dtype, T => {
             let mut states = states.iter_mut().map(|s| s.of::<T>());
             let states = [states.next(), states.next()].map(Option::unwrap_or_default);
-            let cells = Cells { first: 0, parameter: parameter.of::<T>(), master, states };
+            let cells = Cells { first: 0, gradient: &[], parameter: parameter.of::<T>(), master, states };
             cells.update(&walk);
             Ok(())
         })
@@ -127,15 +132,26 @@ impl Op for Descend {
 }
 
 /// The constants of one update.
-struct Walk {
+pub(super) struct Walk {
     rule: Rule,
-    key: Key,
-    direction: Direction,
-    draws: Draws,
+    /// What the gradient is drawn from, where it is not given.
+    drawn: Option<(Key, Direction, Draws)>,
     rate: f32,
     decay: f32,
     /// Bias corrections of Adam.
     corrections: [f32; 2],
+}
+
+impl Rule {
+    /// Bias corrections of Adam in step `step`.
+    fn corrections(self, step: u64) -> [f32; 2] {
+        let steps = i32::try_from(step).unwrap_or(i32::MAX);
+        let correction = |beta: f64| (1.0 - beta.powi(steps)) as f32;
+        match self {
+            Rule::Adam { beta1, beta2, .. } => [correction(beta1), correction(beta2)],
+            _ => [1.0; 2],
+        }
+    }
 }
 
 impl Walk {
@@ -158,45 +174,46 @@ impl Walk {
             }
             Rule::Momentum { .. } | Rule::Adam { .. } => Draws::mean(slopes, |slope| slope),
         };
-        let steps = i32::try_from(io.scalars.step).unwrap_or(i32::MAX);
-        let correction = |beta: f64| (1.0 - beta.powi(steps)) as f32;
-        let corrections = match op.rule {
-            Rule::Adam { beta1, beta2, .. } => [correction(beta1), correction(beta2)],
-            _ => [1.0; 2],
-        };
         let flat = op.decay != 0.0
             && rest[op.rule.losses()..]
                 .iter()
                 .all(|view| view.at.shape.len() < 2);
         Walk {
             rule: op.rule,
-            key: io.key,
-            direction: op.direction,
-            draws,
+            drawn: Some((io.key, op.direction, draws)),
             rate: rate as f32,
             // Biases and norms do not decay, as in the authors' code.
             decay: if flat { 0.0 } else { op.decay as f32 },
-            corrections,
+            corrections: op.rule.corrections(io.scalars.step),
         }
     }
 
-    /// New weights and states of elements `first..`.
-    fn block(&self, first: u64, weight: &mut [f32], [a, b]: [&mut [f32]; 2]) {
-        let mut gradient = [0.0f32; BLOCK];
-        let gradient = &mut gradient[..weight.len()];
-        match self.rule {
-            Rule::Sgd | Rule::Sign | Rule::Conservative => {
-                if self.decay != 0.0 {
-                    simd::scale(weight, 1.0 - self.rate * self.decay);
-                }
-                self.direction
-                    .add(self.key, self.draws.all(), first, weight);
-                return;
+    /// Along a gradient that is given, at `factor` times the step's rate.
+    pub(super) fn given(rule: Rule, decay: f64, factor: f64, scalars: &Scalars) -> Walk {
+        Walk {
+            rule,
+            drawn: None,
+            rate: (f64::from(scalars.rate) * factor) as f32,
+            decay: decay as f32,
+            corrections: rule.corrections(scalars.step),
+        }
+    }
+
+    /// New weights and states of elements `first..`; `gradient` is given, or drawn here.
+    fn block(&self, first: u64, gradient: &mut [f32], weight: &mut [f32], [a, b]: [&mut [f32]; 2]) {
+        if !matches!(self.rule, Rule::Momentum { .. } | Rule::Adam { .. }) {
+            if self.decay != 0.0 {
+                simd::scale(weight, 1.0 - self.rate * self.decay);
             }
-            Rule::Momentum { .. } | Rule::Adam { .. } => {
-                self.direction
-                    .add(self.key, self.draws.all(), first, gradient);
+            match &self.drawn {
+                Some((key, direction, draws)) => direction.add(*key, draws.all(), first, weight),
+                None => axpy(-self.rate, gradient, weight),
             }
+            return;
+        }
+        if let Some((key, direction, draws)) = &self.drawn {
+            gradient.fill(0.0);
+            direction.add(*key, draws.all(), first, gradient);
         }
         for (g, w) in gradient.iter_mut().zip(&*weight) {
             *g += self.decay * w;
@@ -258,31 +275,36 @@ simd::vectorized! {
 }
 
 /// A range of a parameter's elements with what is kept for them; empty where nothing is.
-struct Cells<'a, T> {
-    first: u64,
-    parameter: &'a mut [T],
-    master: &'a mut [f32],
-    states: [&'a mut [T]; 2],
+pub(super) struct Cells<'a, T> {
+    pub(super) first: u64,
+    /// The gradient, where it is given.
+    pub(super) gradient: &'a [T],
+    pub(super) parameter: &'a mut [T],
+    pub(super) master: &'a mut [f32],
+    pub(super) states: [&'a mut [T]; 2],
 }
 
 impl<T: Element> Cells<'_, T> {
     /// Every element is on its own, so it does not matter how the range is halved, by whole blocks.
-    fn update(self, walk: &Walk) {
+    pub(super) fn update(self, walk: &Walk) {
         if self.parameter.len() <= CHUNK {
             return self.blocks(walk);
         }
         let middle = (self.parameter.len() / 2).next_multiple_of(BLOCK);
         let Cells {
             first,
+            gradient,
             parameter,
             master,
             states,
         } = self;
+        let gradient = gradient.split_at(middle.min(gradient.len()));
         let parameter = parameter.split_at_mut(middle);
         let master = master.split_at_mut(middle.min(master.len()));
         let [a, b] = states.map(|s| s.split_at_mut(middle.min(s.len())));
         let left = Cells {
             first,
+            gradient: gradient.0,
             parameter: parameter.0,
             master: master.0,
             states: [a.0, b.0],
@@ -290,6 +312,7 @@ impl<T: Element> Cells<'_, T> {
         let first = first + middle as u64;
         let right = Cells {
             first,
+            gradient: gradient.1,
             parameter: parameter.1,
             master: master.1,
             states: [a.1, b.1],
@@ -300,16 +323,21 @@ impl<T: Element> Cells<'_, T> {
     fn blocks(self, walk: &Walk) {
         let Cells {
             first,
+            gradient: given,
             parameter,
             master,
             states: [a, b],
         } = self;
-        let mut wide = [[0.0f32; BLOCK]; 3];
-        let [weight, wide_a, wide_b] = &mut wide;
+        let mut wide = [[0.0f32; BLOCK]; 4];
+        let [gradient, weight, wide_a, wide_b] = &mut wide;
         for from in (0..parameter.len()).step_by(BLOCK) {
             let span = from..parameter.len().min(from + BLOCK);
             let parameter = &mut parameter[span.clone()];
             let weight = &mut weight[..parameter.len()];
+            let gradient = &mut gradient[..parameter.len()];
+            if let Some(given) = given.get(span.clone()) {
+                simd::widen(given, gradient);
+            }
             match master.get(span.clone()) {
                 Some(master) => weight.copy_from_slice(master),
                 None => simd::widen(parameter, weight),
@@ -318,7 +346,7 @@ impl<T: Element> Cells<'_, T> {
             let (wide_a, wide_b) = (&mut wide_a[..a.len()], &mut wide_b[..b.len()]);
             simd::widen(a, wide_a);
             simd::widen(b, wide_b);
-            walk.block(first + from as u64, weight, [wide_a, wide_b]);
+            walk.block(first + from as u64, gradient, weight, [wide_a, wide_b]);
             simd::narrow(wide_a, a);
             simd::narrow(wide_b, b);
             if let Some(master) = master.get_mut(span) {

@@ -3,6 +3,7 @@
 mod descend;
 mod draw;
 mod draws;
+mod first_order;
 mod normal;
 mod perturb;
 mod slope;
@@ -10,6 +11,7 @@ mod slope;
 pub use descend::{Descend, Rule};
 pub use draw::Draw;
 pub use draws::MOST;
+pub use first_order::FirstOrder;
 pub use normal::normals;
 pub use perturb::Perturb;
 pub use slope::Slope;
