@@ -82,6 +82,7 @@ impl<'a> Problem<'a> {
             rest: self.loads.clone(),
             least: vec![0; count],
             low: vec![0; self.loads.len()],
+            above: vec![0; self.loads.len()],
             changes: Vec::new(),
             raised: Vec::new(),
             nodes: limit,
@@ -165,6 +166,8 @@ struct Search<'a> {
     least: Vec<u64>,
     /// The least of them in each section.
     low: Vec<u64>,
+    /// Bytes that stand above an offset in each section.
+    above: Vec<u64>,
     changes: Vec<Change>,
     /// Items that were raised, with where they were.
     raised: Vec<(u32, u64)>,
@@ -335,19 +338,22 @@ impl Search<'_> {
         let spans = &self.problem.spans;
         let from = part.first().map_or(0, |&i| spans[i as usize].0);
         let to = part.iter().map(|&i| spans[i as usize].1).max().unwrap_or(0);
-        self.low[from..to].fill(u64::MAX);
-        for &i in part {
-            let least = self.least[i as usize];
-            if least.saturating_add(self.problem.bytes(i)) > self.capacity {
-                return false;
-            }
+        self.above[from..to].fill(0);
+        // From the highest down: what cannot start below an offset stands above it, one on the other.
+        let mut order = part.to_vec();
+        order.sort_unstable_by_key(|&i| (std::cmp::Reverse(self.least[i as usize]), i));
+        for i in order {
+            let (least, bytes) = (self.least[i as usize], self.problem.bytes(i));
             let (from, to) = spans[i as usize];
-            for low in &mut self.low[from..to] {
-                *low = least.min(*low);
+            for (above, low) in self.above[from..to].iter_mut().zip(&mut self.low[from..to]) {
+                *above += bytes;
+                *low = least;
+                if least.saturating_add(*above) > self.capacity {
+                    return false;
+                }
             }
         }
-        let mut sections = self.low[from..to].iter().zip(&self.rest[from..to]);
-        sections.all(|(&low, &rest)| rest == 0 || low + rest <= self.capacity)
+        true
     }
 
     /// Finds the least offset that each item of `part` can still have; returns those that hang, which will rest on one to come.
