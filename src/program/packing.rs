@@ -47,17 +47,20 @@ pub struct Effort {
     pub nodes: u64,
     /// Rounds of the climb at most.
     pub rounds: u32,
-    /// A height that is low enough; `None` to come as near to the load as can be.
-    pub enough: Option<u64>,
+    /// A height that is low enough, as a part of the load above it: 256 for a two-hundred-fifty-sixth.
+    pub near: u64,
+    /// A height that is low enough whatever the load.
+    pub capacity: u64,
 }
 
 impl Effort {
     /// For programs, of which hundreds are placed before one is chosen.
     pub const QUICK: Effort = Effort {
-        items: 400,
-        nodes: 400,
-        rounds: 4,
-        enough: None,
+        items: 300,
+        nodes: 200,
+        rounds: 2,
+        near: 256,
+        capacity: 0,
     };
 
     /// For a question of its own: within a minute on two cores.
@@ -65,14 +68,15 @@ impl Effort {
         items: 2_000,
         nodes: 1_000_000,
         rounds: 24,
-        enough: None,
+        near: u64::MAX,
+        capacity: 0,
     };
 }
 
 /// Packs `items`: orders of first and best fit, a climb from the best of them, and below that an exact search.
 pub fn pack(items: &[Item], effort: &Effort) -> Packing {
     let load = fit::load(items);
-    let enough = effort.enough.unwrap_or(load).max(load);
+    let enough = effort.capacity.max(load + load / effort.near);
     let mut best = fit::fit(items, load, enough, effort.rounds);
     if items.len() <= effort.items {
         lower(items, effort, &mut best, enough);
