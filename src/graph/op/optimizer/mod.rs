@@ -9,6 +9,7 @@ mod feedback;
 pub mod galore;
 mod galore_refresh;
 mod guard;
+pub mod lsp;
 mod lion;
 mod microadam;
 mod sgd;
