@@ -5,6 +5,8 @@ use std::sync::Arc;
 use super::Draft;
 use crate::error::Result;
 use crate::graph::op::Op;
+use crate::graph::op::transfer::Move;
+use crate::graph::reach::copy_stream;
 use crate::graph::tensor::{DType, First, Name, Role, TensorId, Type};
 use crate::graph::{Node, Phase, Spot, Step, Stream};
 use crate::spec::job::Place;
@@ -17,7 +19,19 @@ pub struct Update<'a> {
     master: Option<TensorId>,
     guard: Option<TensorId>,
     refreshes: bool,
-    nodes: Vec<Node>,
+    emitted: Emitted,
+    waits: bool,
+}
+
+/// What an update consists of, in issue order.
+#[derive(Debug, Default)]
+pub struct Emitted {
+    /// Nodes that stand behind the gradient.
+    pub nodes: Vec<Node>,
+    /// Nodes that stand behind all uses of what they read, and where updates stand in the backward pass `delay` blocks later.
+    pub late: Vec<Node>,
+    /// Blocks.
+    pub delay: usize,
 }
 
 impl<'a> Update<'a> {
@@ -43,7 +57,8 @@ impl<'a> Update<'a> {
             master,
             guard,
             refreshes,
-            nodes: Vec::new(),
+            emitted: Emitted::default(),
+            waits: false,
         }
     }
 
@@ -89,10 +104,43 @@ impl<'a> Update<'a> {
 
     /// A state kept from step to step as `PARAMETER.suffix`: zero bytes before the first.
     pub fn state(&mut self, suffix: &str, at: Type) -> TensorId {
+        self.state_in(suffix, at, Place::Gpu)
+    }
+
+    /// A state that the forward pass may read too: the same value then.
+    pub fn state_read(&mut self, suffix: &str, at: Type) -> TensorId {
+        let known = self.step.entering(&format!("{}.{suffix}", self.name()));
+        known.unwrap_or_else(|| self.state(suffix, at))
+    }
+
+    /// A state that lies in `place`.
+    pub fn state_in(&mut self, suffix: &str, at: Type, place: Place) -> TensorId {
         let name = format!("{}.{suffix}", self.name());
         let role = Role::OptimizerState;
+        self.step.persistent_as(&name, at, place, role, First::Zero)
+    }
+
+    /// Pinned bytes of the parameter's own that its gradient and step travel through; they keep nothing from step to step.
+    pub fn travelling(&mut self, at: Type) -> TensorId {
+        let name = format!("{}.travelling", self.name());
+        let role = Role::Gradient;
         self.step
-            .persistent_as(&name, at, Place::Gpu, role, First::Zero)
+            .persistent_as(&name, at, Place::Pinned, role, First::Zero)
+    }
+
+    /// Copies `from` over `to`, which lies elsewhere.
+    ///
+    /// # Errors
+    /// Where their sizes differ.
+    pub fn send(&mut self, from: TensorId, to: TensorId, leaf: &str) -> Result<TensorId> {
+        let place = |id| self.step.storage_of(id).place;
+        let stream = copy_stream(place(from), place(to));
+        Ok(self.emit_in(stream, Move { into: true }, &[from, to], leaf)?[0])
+    }
+
+    /// From here on nodes stand behind the last use of what they read, `blocks` blocks of the backward pass later.
+    pub fn later(&mut self, blocks: usize) {
+        (self.waits, self.emitted.delay) = (true, blocks);
     }
 
     /// Emits a node of the update, with origin `PARAMETER` or `PARAMETER.leaf`; fresh outputs are temporary.
@@ -105,7 +153,22 @@ impl<'a> Update<'a> {
         inputs: &[TensorId],
         leaf: &str,
     ) -> Result<Vec<TensorId>> {
+        self.emit_in(Stream::Compute, op, inputs, leaf)
+    }
+
+    /// As [`Update::emit`], in another queue, for an op that overwrites what it makes.
+    ///
+    /// # Errors
+    /// As [`Update::emit`].
+    pub fn emit_in(
+        &mut self,
+        stream: Stream,
+        op: impl Op + 'static,
+        inputs: &[TensorId],
+        leaf: &str,
+    ) -> Result<Vec<TensorId>> {
         let mut spot = Update::spot(self.step, self.parameter);
+        spot.stream = stream;
         if !leaf.is_empty() {
             spot.origin = format!("{}.{leaf}", spot.origin).into();
         }
@@ -114,7 +177,10 @@ impl<'a> Update<'a> {
             .step
             .node(op, inputs, spot, Role::Temporary, Place::Gpu)?;
         let outputs = node.outputs.clone();
-        self.nodes.push(node);
+        match self.waits {
+            true => self.emitted.late.push(node),
+            false => self.emitted.nodes.push(node),
+        }
         Ok(outputs)
     }
 
@@ -132,9 +198,9 @@ impl<'a> Update<'a> {
         self.emit(op, &inputs, "").map(|_| ())
     }
 
-    /// Its nodes, in issue order.
-    pub fn into_nodes(self) -> Vec<Node> {
-        self.nodes
+    /// Its nodes.
+    pub fn into_emitted(self) -> Emitted {
+        self.emitted
     }
 
     /// Where the nodes of the update of `parameter` stand.

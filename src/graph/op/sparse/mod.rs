@@ -63,9 +63,7 @@ pub fn expect_sparse(
     width: u64,
 ) -> Result<()> {
     let per_row = values.columns();
-    let fits = [values, columns]
-        == sparse_types(rows, per_row, values.dtype)
-            .each_ref()
+    let fits = [values, columns] == sparse_types(rows, per_row, values.dtype).each_ref()
         && (1..=width).contains(&per_row)
         && width <= 1 << 16;
     expect(op, fits, || {

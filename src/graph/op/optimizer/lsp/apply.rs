@@ -184,10 +184,12 @@ impl<P: Element> Applied<'_, P> {
                 None => row.for_each(|(weight, step)| {
                     *weight = W::narrow(self.rule.take(weight.wide(), step[lane]));
                 }),
-                Some(master) => row.zip(&mut master[from..]).for_each(|((weight, step), wide)| {
-                    *wide = self.rule.take(*wide, step[lane]);
-                    *weight = W::narrow(*wide);
-                }),
+                Some(master) => row
+                    .zip(&mut master[from..])
+                    .for_each(|((weight, step), wide)| {
+                        *wide = self.rule.take(*wide, step[lane]);
+                        *weight = W::narrow(*wide);
+                    }),
             }
         }
     }

@@ -269,21 +269,25 @@ impl<G: Element> Fit<'_, G> {
 /// A matrix (d, n) in panels times Q: `into` (d, d).
 fn narrowed(sizes: Sizes, panels: &[f32], q: &Sparse<f32>, into: &mut [f32]) {
     let Sizes { columns, width, .. } = sizes;
-    into.par_chunks_mut(width).enumerate().for_each(|(k, into)| {
-        into.fill(0.0);
-        for (panel, part) in panels.chunks_exact(PANEL * width).enumerate() {
-            let count = PANEL.min(columns - panel * PANEL);
-            for (j, x) in part[k * PANEL..][..count].iter().enumerate() {
-                q.row(panel * PANEL + j).for_each(|(l, y)| into[l] += x * y);
+    into.par_chunks_mut(width)
+        .enumerate()
+        .for_each(|(k, into)| {
+            into.fill(0.0);
+            for (panel, part) in panels.chunks_exact(PANEL * width).enumerate() {
+                let count = PANEL.min(columns - panel * PANEL);
+                for (j, x) in part[k * PANEL..][..count].iter().enumerate() {
+                    q.row(panel * PANEL + j).for_each(|(l, y)| into[l] += x * y);
+                }
             }
-        }
-    });
+        });
 }
 
 /// One panel of `S Qᵀ`.
 fn widened(sizes: Sizes, s: &[f32], q: &Sparse<f32>, panel: usize, into: &mut [f32]) {
     let count = PANEL.min(sizes.columns - panel * PANEL);
-    let rows = s.chunks_exact(sizes.width).zip(into.chunks_exact_mut(PANEL));
+    let rows = s
+        .chunks_exact(sizes.width)
+        .zip(into.chunks_exact_mut(PANEL));
     for (s, into) in rows {
         for (j, x) in into[..count].iter_mut().enumerate() {
             *x = q.row(panel * PANEL + j).map(|(l, y)| s[l] * y).sum();

@@ -210,12 +210,18 @@ fn carry(
     };
     let (left, right) = (&mut *room.s, &mut *room.sqq);
     overlap(
-        (sparse(&new[..count], &new_at[..count]), sparse(&old[..count], &old_at[..count])),
+        (
+            sparse(&new[..count], &new_at[..count]),
+            sparse(&old[..count], &old_at[..count]),
+        ),
         width,
         left,
     );
     overlap(
-        (sparse(&old[count..], &old_at[count..]), sparse(&new[count..], &new_at[count..])),
+        (
+            sparse(&old[count..], &old_at[count..]),
+            sparse(&new[count..], &new_at[count..]),
+        ),
         width,
         right,
     );
