@@ -231,11 +231,8 @@ impl Choice {
         let weight = node.inputs[1];
         let name = edit.step().storage_of(weight).name.clone();
         let (width, types) = self.types(&edit.type_of(weight));
-        let mut at = STATES.into_iter().zip(types);
-        let all: [TensorId; 4] = std::array::from_fn(|_| {
-            let (suffix, at) = at.next().unwrap_or_else(|| panic!("there are four"));
-            edit.state(&format!("{name}.{suffix}"), at)
-        });
+        let state = |i: usize| edit.state(&format!("{name}.{}", STATES[i]), types[i].clone());
+        let all: [TensorId; 4] = [0, 1, 2, 3].map(state);
         let [p, p_at, q, q_at] = all;
         let spot = beside(&node, format!("{}.lsp_input", node.origin));
         let input = [node.inputs[0], q, q_at];
@@ -252,11 +249,7 @@ impl Choice {
     /// The projectors of the matrix that is updated.
     fn projectors(&self, at: &mut Update) -> Projectors {
         let (width, types) = self.types(&at.at());
-        let mut types = STATES.into_iter().zip(types);
-        let all = std::array::from_fn(|_| {
-            let (suffix, of) = types.next().unwrap_or_else(|| panic!("there are four"));
-            at.state_read(suffix, of)
-        });
+        let all = [0, 1, 2, 3].map(|i| at.state_read(STATES[i], types[i].clone()));
         Projectors { width, all }
     }
 

@@ -2,7 +2,7 @@
 
 mod adapted;
 
-use super::{array, rules};
+use super::{array, lsp, rules};
 use crate::error::Result;
 use crate::machine::cpu::Settings;
 use crate::machine::estimate::threads_for;
@@ -186,7 +186,14 @@ const HELD: Table = Table {
 };
 
 /// All tables, in order.
-const TABLES: [&Table; 5] = [&FULL, &ESTIMATED, &HELD, &rules::TABLE, &adapted::ADAPTED];
+const TABLES: [&Table; 6] = [
+    &FULL,
+    &ESTIMATED,
+    &HELD,
+    &rules::TABLE,
+    &adapted::ADAPTED,
+    &lsp::TABLE,
+];
 
 impl Table {
     fn allowed(&self, a: (usize, usize), b: (usize, usize)) -> bool {
