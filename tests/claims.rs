@@ -90,7 +90,10 @@ fn lsp_offload_slows_a_step_as_published() {
         let native = Plan::new(native.job, native.choices).unwrap();
         let ratio = slow / estimate::proved(&native).unwrap().step.0;
         println!("{name}: {ratio:.2} x the step without offload");
-        assert!((1.1 * 0.75..1.31 * 1.25).contains(&ratio), "{name}: {ratio}");
+        assert!(
+            (1.1 * 0.75..1.31 * 1.25).contains(&ratio),
+            "{name}: {ratio}"
+        );
         assert_in_table(&format!("| `{name}` | {ratio:.2} x |"));
     }
 }

@@ -19,7 +19,7 @@ fn micro(precision: Precision, threads: u32, choices: &[&str]) -> Plan {
     plan(job(MICRO, 4, 16, precision, threads), choices)
 }
 
-fn of<'a>(programs: &'a [Program], when: fn(&When) -> bool) -> &'a Program {
+fn of(programs: &[Program], when: fn(&When) -> bool) -> &Program {
     programs.iter().find(|p| when(&p.when)).unwrap()
 }
 
@@ -177,7 +177,7 @@ fn steps_wait_for_their_delay_and_all_are_taken() {
 
 #[test]
 fn programs_take_what_was_predicted_beside_everything_they_meet() {
-    let all: [(Precision, &[&str]); 9] = [
+    let all: [(Precision, &[&str]); 10] = [
         (Precision::F32, &["lsp_offload:check=2"]),
         (
             Precision::F32,
@@ -211,8 +211,12 @@ fn programs_take_what_was_predicted_beside_everything_they_meet() {
             &[
                 "lsp_offload:check=2",
                 "mixed_precision:master=no",
-                "offload:what=activations",
+                "recompute",
             ],
+        ),
+        (
+            Precision::F32,
+            &["lsp_offload:check=2", "offload:what=activations"],
         ),
         (
             Precision::F32,
@@ -248,7 +252,7 @@ fn programs_take_what_was_predicted_beside_everything_they_meet() {
 fn schedules_and_threads_change_no_bit() {
     let of = |threads, text: &str| train(&micro(Precision::F32, threads, &[text]), 5).0;
     let one = of(1, "lsp_offload:check=2");
-    assert!(one[4] < one[0], "{one:?}");
+    assert!(one.iter().all(|l| l.is_finite()), "{one:?}");
     for (threads, text) in [
         (2, "lsp_offload:check=2"),
         (3, "lsp_offload:check=2"),
@@ -323,6 +327,8 @@ fn a_continued_run_is_the_whole_one_bit_for_bit() {
     let folder = tempfile::tempdir().unwrap();
     let mut whole = session(folder.path(), None);
     let wanted: Vec<f32> = (0..7).map(|_| whole.step().unwrap().loss).collect();
+    println!("losses: {wanted:?}");
+    assert!(wanted[6] < wanted[0] - 0.05, "{wanted:?}");
     let mut first = session(folder.path(), None);
     for _ in 0..3 {
         first.step().unwrap();
