@@ -355,11 +355,14 @@ impl Case {
             .choices
             .iter()
             .any(|c| c.starts_with("compress_activations"));
+        // Projectors are fitted to the first micro-batch: micro-batches decide them.
+        let fitted = self.choices.iter().any(|c| c.starts_with("lsp_offload"));
         for text in &self.choices {
             let choice = Choice::parse(text)?;
             match choice.behind()?.card().exactness {
                 Exactness::Lossy => kept.push(choice),
                 _ if compressed && choice.technique == "recompute" => kept.push(choice),
+                _ if fitted && choice.technique == "accumulate" => kept.push(choice),
                 other => class = class.max(other),
             }
         }

@@ -52,7 +52,7 @@ const VARIANTS: [&[&str]; 4] = [
     &["clip", "accumulate:micro=1"],
     &["flash_attention", "chunked_loss:rows=64"],
     &["sgd", "clip", "offload:what=optimizer,update=host"],
-    &["lsp_offload:rest=host"],
+    &["lsp_offload:schedule=after,rest=host"],
 ];
 
 /// Micro models whose ops together are those of all families, in two sizes.
