@@ -12,9 +12,11 @@ const TABLE: &str = include_str!("../docs/methods.md");
 
 /// A published claim: its plan, the peak as published (between both readings of GB, in bytes), and whether a difference of more than
 /// 10 % is explained in the table.
-const CLAIMS: [(&str, f64, f64, bool); 6] = [
+const CLAIMS: [(&str, f64, f64, bool); 8] = [
     ("zero-offload-1.3b-4gb", 3.3e9, 3.3 * GIB, false),
     ("zero-offload-6.7b-24gb", 16.8e9, 16.8 * GIB, false),
+    ("lsp-1.3b-4gb", 3.6e9, 3.6 * GIB, true),
+    ("lsp-6.7b-24gb", 17.0e9, 17.0 * GIB, false),
     ("galore-7b-24gb", 22.72e9, 22.72 * GIB, false),
     ("microadam-7b-40gb", 38.9e9, 38.9 * GIB, true),
     ("adamw8bit-7b-48gb", 43.27e9, 43.27 * GIB, false),
@@ -75,6 +77,24 @@ fn zero_offload_slows_a_step_as_published() {
             "{name}: {ratio}"
         );
         assert_in_table(&format!("| `{name}` | {ratio:.1} x |"));
+    }
+}
+
+/// LSP-Offload's paper gives its own step 1.106 to 1.167 times the step without offload, and a third party 1.31.
+#[test]
+fn lsp_offload_slows_a_step_as_published() {
+    for name in ["lsp-1.3b-4gb", "lsp-6.7b-24gb"] {
+        let mut native = library::find(name).unwrap().plan().unwrap();
+        let slow = proved(name).step.0;
+        native.choices.retain(|c| c.technique != "lsp_offload");
+        let native = Plan::new(native.job, native.choices).unwrap();
+        let ratio = slow / estimate::proved(&native).unwrap().step.0;
+        println!("{name}: {ratio:.2} x the step without offload");
+        assert!(
+            (1.1 * 0.75..1.31 * 1.25).contains(&ratio),
+            "{name}: {ratio}"
+        );
+        assert_in_table(&format!("| `{name}` | {ratio:.2} x |"));
     }
 }
 

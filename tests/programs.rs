@@ -9,7 +9,7 @@ use memfit::graph::order::is_ordered;
 use memfit::graph::random::Key;
 use memfit::machine::cpu::{Cpu, Settings};
 use memfit::plan::{Choice, Plan};
-use memfit::program::{Program, check::check, height, programs, updating};
+use memfit::program::{Program, check::check, height, programs, renewing, updating};
 use memfit::spec::config;
 use memfit::spec::device;
 use memfit::spec::job::{Backend, Host, Job, Optimizer, PerPlace, Place, Precision, Target};
@@ -164,6 +164,10 @@ pub fn train(plan: &Plan, steps: u64) -> (Vec<f32>, PerPlace<Bytes>) {
     let mut losses = Vec::new();
     for step in 1..=steps {
         let mut micro = 0;
+        if let Some(renewal) = renewing(&programs, step) {
+            run(renewal, step, micro);
+            desk.losses.lock().unwrap().clear();
+        }
         if let Some(first) = find(|w| *w == When::First) {
             run(first, step, micro);
             micro += 1;

@@ -55,6 +55,8 @@ pub enum Name {
     Training,
     /// What every method learns beside AdamW, from scratch and from a checkpoint (under four hours on two cores).
     Techniques,
+    /// Updates on the host over a slow link: ZeRO-Offload and LSP-Offload.
+    Throttled,
 }
 
 /// Runs a benchmark.
@@ -66,6 +68,7 @@ pub fn bench(args: &Args, json: bool) -> Result<Answer> {
         Name::Training => training(args, json),
         Name::Agreement => agreement(args, json),
         Name::Techniques => techniques(args, json),
+        Name::Throttled => throttled(args, json),
     }
 }
 
@@ -160,6 +163,50 @@ fn one(name: &str, here: Option<&Device>, folder: &Path) -> Result<Answer> {
     Ok(Answer {
         text: format!("{json}\n"),
         json,
+        status: DONE,
+    })
+}
+
+/// What LSP-Offload makes of a link that ZeRO-Offload doubles the step over; a result that is there is kept with `--resume`.
+fn throttled(args: &Args, quiet: bool) -> Result<Answer> {
+    let output = args
+        .output
+        .clone()
+        .unwrap_or_else(|| "memfit-throttled.json".into());
+    let Some(here) = &args.here else {
+        let next =
+            "`memfit calibrate -o here.toml` measures this machine; then give --here here.toml";
+        return Err(Error::value("device", "none", "steps are timed", next));
+    };
+    let kept = args.resume.then(|| std::fs::read_to_string(&output).ok());
+    let kept = kept.flatten().and_then(|t| serde_json::from_str(&t).ok());
+    let found: agreement::Throttled = match kept {
+        Some(found) => found,
+        None => {
+            let folder = args.offload_dir.clone().unwrap_or_else(std::env::temp_dir);
+            let device = Device::from_path(here)?;
+            agreement::throttled(&device, &folder, &mut progress(quiet))?
+        }
+    };
+    files::write(&output, &format!("{:#}\n", json!(found)))?;
+    let line = |name: &str, side: &agreement::Side| {
+        format!(
+            "{name}: {} measured, {:.2} x; {} simulated, {:.2} x\n",
+            side.measured, side.ratio, side.predicted, side.ratio_predicted
+        )
+    };
+    let text = format!(
+        "`small`, {} tokens, a link of {:.0} MB/s each way\n{}{}{}kept in {}\n",
+        found.tokens,
+        found.link / 1e6,
+        line("without offload", &found.without),
+        line("ZeRO-Offload", &found.zero),
+        line("LSP-Offload", &found.lsp),
+        output.display()
+    );
+    Ok(Answer {
+        text,
+        json: json!(found),
         status: DONE,
     })
 }

@@ -69,6 +69,21 @@ pub fn name_gradient(step: &mut Step, parameter: TensorId, gradient: TensorId, k
     storage.shared = keeps;
 }
 
+/// The type of a parameter's gradient: the parameter's shape in `format` (or its own), unless an op that reads it makes another.
+pub fn gradient_type(step: &Step, parameter: TensorId, format: Option<DType>) -> Type {
+    let other = step.nodes.iter().find_map(|node| {
+        let index = node.inputs.iter().position(|&i| i == parameter)?;
+        let inputs: Vec<Type> = node
+            .inputs
+            .iter()
+            .map(|&i| step.type_of(i).clone())
+            .collect();
+        node.op.gradient(&inputs, index)
+    });
+    let at = step.type_of(parameter);
+    other.unwrap_or_else(|| at.with(format.unwrap_or(at.dtype)))
+}
+
 /// Appends the backward pass of all nodes now in `step` whose outputs have gradients in `gradients`.
 ///
 /// # Errors

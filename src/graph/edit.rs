@@ -67,6 +67,12 @@ impl Edit<'_> {
             .persistent_as(name, at, Place::Gpu, Role::Parameter, first)
     }
 
+    /// A state that updates keep and the rewrite reads: zero bytes before the first step.
+    pub fn state(&mut self, name: &str, at: Type) -> TensorId {
+        let (place, role) = (Place::Gpu, Role::OptimizerState);
+        self.step.persistent_as(name, at, place, role, First::Zero)
+    }
+
     /// Turns a persistent value that nobody has overwritten into another of the same storage.
     pub fn recast(&mut self, value: TensorId, name: &str, at: Type, first: First) {
         let storage = self.step.tensor(value).storage;

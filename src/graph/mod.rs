@@ -86,6 +86,8 @@ pub enum When {
     Steady,
     /// In place of the steady program at every so many-th step, the first included: it also renews what updates project with.
     Every(u32),
+    /// Ahead of every so many-th step, the first included: it renews what updates project with, and updates nothing.
+    Renew(u32),
     /// The first micro-batch of a step, which starts the gradients.
     First,
     /// `times` micro-batches per step between the first and the last.
@@ -231,11 +233,11 @@ impl Step {
         Some(StorageId(at as u32))
     }
 
-    /// What stands in a shared storage on entry.
-    pub fn entry(&self, storage: StorageId) -> Option<TensorId> {
-        let first = |t: &Tensor| t.storage == storage && t.version == 0;
-        let at = self.tensors.iter().position(first)?;
-        Some(TensorId(at as u32))
+    /// The value on entry of the shared storage called `name`, if this step has it.
+    pub fn entering(&self, name: &str) -> Option<TensorId> {
+        let storage = self.shared(name)?;
+        let whole = |t: &Tensor| t.storage == storage && t.version == 0 && t.offset == 0;
+        Some(TensorId(self.tensors.iter().position(whole)? as u32))
     }
 
     /// Appends a node; fresh outputs become storages on the device with `role`.

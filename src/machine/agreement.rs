@@ -3,8 +3,10 @@
 mod array;
 mod bench;
 mod cases;
+mod lsp;
 mod overlap;
 mod rules;
+mod throttled;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -24,6 +26,7 @@ use crate::spec::units::Bytes;
 pub use bench::{Options, Summary, bench, read, summary};
 pub use cases::{CORES, Case, cases};
 pub use overlap::{Overlap, overlap};
+pub use throttled::{Side, Throttled, throttled};
 
 /// Steps whose losses are compared, and steps whose times are measured.
 const STEPS: u64 = 3;

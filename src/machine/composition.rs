@@ -31,7 +31,8 @@ const SIZE: Size = Size {
 const ADAPTER: &str = "lora";
 
 /// Techniques that are several by an argument: a pair is refused only where each of them is.
-const FORMS: [(&str, &[&str]); 2] = [
+const FORMS: [(&str, &[&str]); 3] = [
+    ("lsp_offload", &["lsp_offload:schedule=after"]),
     (
         "offload",
         &["offload:what=parameters", "offload:what=optimizer"],

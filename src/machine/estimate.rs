@@ -136,7 +136,7 @@ pub fn simulate(program: &Program, plan: &Plan) -> Result<Timeline> {
 pub fn per_step(when: When, period: Option<u32>) -> f64 {
     match when {
         When::Steady => 1.0 - period.map_or(0.0, |n| 1.0 / f64::from(n)),
-        When::Every(n) => 1.0 / f64::from(n),
+        When::Every(n) | When::Renew(n) => 1.0 / f64::from(n),
         When::First => 1.0,
         When::Micro { times } => f64::from(times),
         When::Start | When::Restart | When::Evaluate | When::Save => 0.0,

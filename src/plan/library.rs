@@ -11,7 +11,7 @@ macro_rules! entry {
 }
 
 /// All plans, from the smallest device up.
-const ENTRIES: [(&str, &str); 12] = [
+const ENTRIES: [(&str, &str); 14] = [
     entry!("tiny-cpu"),
     entry!("small-cpu"),
     entry!("llama-3.2-1b-8gb"),
@@ -19,6 +19,8 @@ const ENTRIES: [(&str, &str); 12] = [
     entry!("8b-80gb"),
     entry!("zero-offload-1.3b-4gb"),
     entry!("zero-offload-6.7b-24gb"),
+    entry!("lsp-1.3b-4gb"),
+    entry!("lsp-6.7b-24gb"),
     entry!("galore-7b-24gb"),
     entry!("blockllm-7b-24gb"),
     entry!("microadam-7b-40gb"),

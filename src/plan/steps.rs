@@ -1,5 +1,6 @@
 //! From a plan to its steps: forward, derivative, updates, gaps, in that order.
 
+mod order;
 mod transfer;
 
 use std::collections::BTreeMap;
@@ -7,15 +8,20 @@ use std::sync::Arc;
 
 use super::{Choice, Plan};
 use crate::error::Result;
-use crate::graph::backward::{Gradients, differentiate, gradient_name, name_gradient};
+use crate::graph::backward::{
+    Gradients, differentiate, gradient_name, gradient_type, name_gradient,
+};
 use crate::graph::build::{self, Forward, Options, SCALE};
 use crate::graph::op::optimizer::{ClipScale, SquareSum};
 
 use crate::graph::reach;
-use crate::graph::tensor::{DType, Role, Storage, StorageId, TensorId, Type};
+use crate::graph::tensor::{DType, Role, Storage, TensorId};
 use crate::graph::{Node, Phase, Spot, Step, StepSet, When};
 use crate::spec::job::{Place, Precision};
-use crate::technique::{Ahead, Args, Derivative, Draft, Given, Policy, Trained, Update};
+use crate::technique::{
+    Ahead, Args, Derivative, Draft, Emitted, Given, Policy, Renewal, Trained, Update,
+};
+use order::{append, insert_behind, insert_early};
 use transfer::transfer;
 
 /// Name of the guard outside: what gradients are multiplied by, whether they are finite, their norm.
@@ -130,6 +136,11 @@ impl Plan {
             let micro = micro_batch(forward.clone(), draft, true, None)?;
             steps.push((When::Micro { times: middle }, micro));
         }
+        if let Some(renews) = rule.behind()?.renewal(&rule.args)? {
+            let plain = self.built(draft, true, |c| c.technique != rule.technique)?;
+            let when = When::Renew(renews.period);
+            steps.push((when, renewal(plain, draft, rule, renews)?));
+        }
         let adds = draft.micro_batches > 1;
         if let Some(period) = rule.behind()?.period(&rule.args)? {
             let renews = Rule {
@@ -200,7 +211,7 @@ fn micro_batch(forward: Forward, draft: &Draft, adds: bool, rule: Option<&Rule>)
     let mut gradients = Gradients::new(&step, &parameters, draft.gradient_format);
     if adds {
         for &parameter in &parameters {
-            let at = gradient_type(&step, parameter, draft);
+            let at = gradient_type(&step, parameter, draft.gradient_format);
             let name = gradient_name(&step, parameter);
             gradients.seed(
                 parameter,
@@ -222,9 +233,10 @@ fn micro_batch(forward: Forward, draft: &Draft, adds: bool, rule: Option<&Rule>)
     Ok(step)
 }
 
-fn gradient_type(step: &Step, parameter: TensorId, draft: &Draft) -> Type {
-    let at = step.type_of(parameter);
-    at.with(draft.gradient_format.unwrap_or(at.dtype))
+/// Whether an update overwrites nothing.
+fn looks(step: &Step, emitted: &Emitted) -> bool {
+    let mut all = emitted.nodes.iter().chain(&emitted.late);
+    all.all(|n| step.overwrites(n).iter().all(Option::is_none))
 }
 
 /// Appends the updates of all `pairs` of parameter and gradient.
@@ -245,17 +257,47 @@ fn update(
     for &pair in pairs {
         let mut at = Update::new(step, draft, pair, given);
         technique.update(&mut at, args)?;
-        let nodes = at.into_nodes();
+        let emitted = at.into_emitted();
         // What only looks at a gradient lets it go as soon as it is whole.
-        let looks = |n: &Node| step.overwrites(n).iter().all(Option::is_none);
-        match draft.fused_update || nodes.iter().all(looks) {
-            true => early.push(nodes),
-            false => late.extend(nodes),
+        match draft.fused_update || looks(step, &emitted) {
+            true => early.push(emitted),
+            false => late.push(emitted),
         }
     }
     insert_early(step, early);
-    step.nodes.extend(late);
+    append(step, late);
     Ok(())
+}
+
+/// A step that looks at whole gradients and updates nothing: each gradient ends where it was looked at.
+fn renewal(mut forward: Forward, draft: &Draft, choice: &Choice, renewal: Renewal) -> Result<Step> {
+    let wanted = |step: &Step, id: TensorId| {
+        let storage = step.storage_of(id);
+        (renewal.of)(&storage.name, step.type_of(id)) && !storage.first.is_frozen()
+    };
+    let Forward {
+        step, parameters, ..
+    } = &mut forward;
+    parameters.retain(|&id| wanted(step, id));
+    let gradients = Gradients::new(step, parameters, draft.gradient_format);
+    let gradients = differentiate(step, gradients)?;
+    let mut emitted = Vec::new();
+    for &parameter in &*parameters {
+        let Some(gradient) = gradients.of(parameter) else {
+            continue;
+        };
+        name_gradient(step, parameter, gradient, false);
+        let given = Given {
+            guard: None,
+            ahead: None,
+            refreshes: true,
+        };
+        let mut at = Update::new(step, draft, (parameter, gradient), given);
+        choice.behind()?.renew(&mut at, &choice.args)?;
+        emitted.push(at.into_emitted());
+    }
+    insert_early(step, emitted);
+    Ok(forward.step)
 }
 
 /// The guard of the updates where a norm or a loss scale asks for one: partial sums right behind each gradient, then one scale.
@@ -303,39 +345,6 @@ fn guard(
     Ok(Some(
         step.emit(Arc::new(op), &partials, spot, Role::Temporary)?[0],
     ))
-}
-
-/// Inserts each node behind the one that makes the value beside it.
-fn insert_behind(step: &mut Step, nodes: Vec<(TensorId, Node)>) {
-    let mut after: BTreeMap<TensorId, Node> = nodes.into_iter().collect();
-    for node in std::mem::take(&mut step.nodes) {
-        let made = node.outputs.clone();
-        step.nodes.push(node);
-        step.nodes
-            .extend(made.iter().filter_map(|o| after.remove(o)));
-    }
-    step.nodes.extend(after.into_values());
-}
-
-/// Inserts each parameter's update behind the last node that reads the parameter or touches its gradient.
-fn insert_early(step: &mut Step, updates: Vec<Vec<Node>>) {
-    let mut last: BTreeMap<StorageId, usize> = BTreeMap::new();
-    for (index, node) in step.nodes.iter().enumerate() {
-        for &value in node.inputs.iter().chain(&node.outputs) {
-            last.insert(step.tensor(value).storage, index);
-        }
-    }
-    let mut behind: BTreeMap<usize, Vec<Node>> = BTreeMap::new();
-    for nodes in updates {
-        let inputs = nodes.iter().flat_map(|n| &n.inputs);
-        let uses = inputs.filter_map(|&v| last.get(&step.tensor(v).storage));
-        let at = uses.copied().max().unwrap_or(0);
-        behind.entry(at).or_default().extend(nodes);
-    }
-    for (index, node) in std::mem::take(&mut step.nodes).into_iter().enumerate() {
-        step.nodes.push(node);
-        step.nodes.extend(behind.remove(&index).unwrap_or_default());
-    }
 }
 
 /// A shared storage has one place in all steps: where any step's technique put it.

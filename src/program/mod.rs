@@ -167,6 +167,14 @@ pub fn updating(programs: &[Program], step: u64) -> &Program {
     found.unwrap_or_else(|| panic!("every plan has a steady program"))
 }
 
+/// The program that renews what updates project with ahead of optimizer step `step`, counted from 1, where one is due.
+pub fn renewing(programs: &[Program], step: u64) -> Option<&Program> {
+    programs.iter().find(|p| match p.when {
+        When::Renew(period) => (step - 1).is_multiple_of(u64::from(period)),
+        _ => false,
+    })
+}
+
 /// What a set of programs takes of each place: the largest height.
 pub fn height(programs: &[Program]) -> PerPlace<Bytes> {
     let mut most = PerPlace::<Bytes>::default();

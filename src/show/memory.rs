@@ -46,6 +46,7 @@ pub fn when_name(when: When) -> String {
     match when {
         When::Steady => "step".into(),
         When::Every(n) => format!("step that renews (every {n})"),
+        When::Renew(n) => format!("renewal (ahead of every {n} steps)"),
         When::First => "first micro-batch".into(),
         When::Micro { times } => format!("middle micro-batch (x{times})"),
         When::Start => "loading".into(),

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::compress_activations::{ARGUMENTS, grid};
+use super::offload::expect_at_home;
 use super::{Args, Argument, Card, Pattern, Site, Technique};
 use crate::error::{Error, Result};
 use crate::graph::op::Op;
@@ -55,6 +56,7 @@ impl Technique for CompressOffload {
             "disk" => Place::Disk,
             _ => Place::Pinned,
         };
+        expect_at_home(set, &format!("compress_offload:what={what}"))?;
         let mut found = false;
         for (_, step) in &mut set.steps {
             found |= match what {

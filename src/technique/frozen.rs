@@ -56,7 +56,8 @@ pub(super) fn freeze(forward: &mut Forward) {
 
 /// Whether a forward pass is one that gradients are taken of.
 pub(super) fn trains(step: &Step) -> bool {
-    let makes = |n: &Node| n.op.name() == "cross_entropy" && n.outputs.len() == 2;
+    let losses = ["cross_entropy", "linear_cross_entropy"];
+    let makes = |n: &Node| losses.contains(&n.op.name()) && n.outputs.len() > 1;
     step.nodes.iter().any(makes)
 }
 

@@ -20,6 +20,7 @@ mod galore;
 mod int8_weights;
 mod lion;
 mod lora;
+mod lsp_offload;
 mod microadam;
 mod mixed_precision;
 mod nf4_weights;
@@ -43,11 +44,11 @@ pub use args::Args;
 pub use pattern::Pattern;
 pub use policy::{Next, Policy, SCALARS, Seen};
 pub use recipe::{RECIPES, Recipe, recipe};
-pub use update::{Ahead, Given, Update};
+pub use update::{Ahead, Emitted, Given, Update};
 
 use crate::error::{Error, Result};
 use crate::graph::build::Forward;
-use crate::graph::tensor::{DType, Name, TensorId};
+use crate::graph::tensor::{DType, Name, TensorId, Type};
 use crate::graph::{Step, StepSet};
 use crate::spec::job::{Exactness, Precision};
 use crate::spec::model::Family;
@@ -73,6 +74,7 @@ pub const TECHNIQUES: &[&dyn Technique] = &[
     &flash_attention::FlashAttention,
     &chunked_loss::ChunkedLoss,
     &fused_update::FusedUpdate,
+    &lsp_offload::LspOffload,
     &blockllm::BlockLlm,
     &zo_sgd::ZoSgd,
     &zo_sign::ZoSign,
@@ -188,6 +190,15 @@ pub struct Draft {
     pub derivative: Derivative,
 }
 
+/// A program of its own that looks at whole gradients every so many steps, ahead of the step.
+#[derive(Debug, Clone, Copy)]
+pub struct Renewal {
+    /// Steps from one run of it to the next; the first is before the first step.
+    pub period: u32,
+    /// Whether it looks at the gradient of a parameter, by its name and type.
+    pub of: fn(&str, &Type) -> bool,
+}
+
 /// How the loss is differentiated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Derivative {
@@ -266,6 +277,23 @@ pub trait Technique: Sync {
     /// Where an argument is wrong.
     fn period(&self, _args: &Args) -> Result<Option<u32>> {
         Ok(None)
+    }
+
+    /// The program that renews what its updates project with ahead of a step, where it has one: a forward pass without this
+    /// technique, gradients of some parameters, and for each of them what [`Technique::renew`] emits.
+    ///
+    /// # Errors
+    /// Where an argument is wrong.
+    fn renewal(&self, _args: &Args) -> Result<Option<Renewal>> {
+        Ok(None)
+    }
+
+    /// Emits what [`Technique::renewal`] does with the gradient of one parameter.
+    ///
+    /// # Errors
+    /// Where an argument is wrong.
+    fn renew(&self, _at: &mut Update, _args: &Args) -> Result<()> {
+        Ok(())
     }
 
     /// Arguments with what depends on the model filled in, where anything does: over the parameters that would be trained without it.

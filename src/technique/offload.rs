@@ -84,6 +84,9 @@ impl Technique for Offload {
         )?;
         let disk = args.word(&card, "to", &["host", "disk"])? == "disk";
         let on_host = args.word(&card, "update", &["device", "host"])? == "host";
+        if what == "optimizer" || what == "gradients" {
+            expect_at_home(set, &format!("offload:what={what}"))?;
+        }
         set.lag = set.lag.max(args.number(&card, "lag", (0, 1 << 20))?);
         set.lead = set.lead.max(args.number(&card, "lead", (0, 1 << 20))?);
         let place = if disk { Place::Disk } else { Place::Pinned };
@@ -133,6 +136,23 @@ impl Technique for Offload {
                 ))
             }
         }
+    }
+}
+
+/// Fails where gradients and moments are on the host already.
+///
+/// # Errors
+/// [`Error::Conflict`] of `one` and LSP-Offload.
+pub(super) fn expect_at_home(set: &StepSet, one: &str) -> Result<()> {
+    let mut nodes = set.steps.iter().flat_map(|(_, step)| &step.nodes);
+    match nodes.any(|n| n.op.name() == "lsp_apply") {
+        false => Ok(()),
+        true => Err(Error::Conflict {
+            one: one.to_string(),
+            other: "lsp_offload".to_string(),
+            why: "its gradients go to the host by themselves, where its moments lie".to_string(),
+            next: "leave one of them out".to_string(),
+        }),
     }
 }
 

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use super::Draft;
 use crate::error::Result;
 use crate::graph::op::Op;
+use crate::graph::op::transfer::Move;
+use crate::graph::reach::copy_stream;
 use crate::graph::tensor::{DType, First, Name, Role, TensorId, Type};
 use crate::graph::{Node, Phase, Spot, Step, Stream};
 use crate::spec::job::Place;
@@ -16,7 +18,19 @@ pub struct Update<'a> {
     parameter: TensorId,
     master: Option<TensorId>,
     given: Given,
-    nodes: Vec<Node>,
+    emitted: Emitted,
+    waits: bool,
+}
+
+/// What an update consists of, in issue order.
+#[derive(Debug, Default)]
+pub struct Emitted {
+    /// Nodes that stand behind the gradient.
+    pub nodes: Vec<Node>,
+    /// Nodes that stand behind all uses of what they read, and where updates stand in the backward pass `delay` blocks later.
+    pub late: Vec<Node>,
+    /// Blocks.
+    pub delay: usize,
 }
 
 /// What all updates of a step are given.
@@ -51,7 +65,8 @@ impl<'a> Update<'a> {
             parameter,
             master,
             given,
-            nodes: Vec::new(),
+            emitted: Emitted::default(),
+            waits: false,
         }
     }
 
@@ -105,6 +120,36 @@ impl<'a> Update<'a> {
         state(self.step, self.parameter, suffix, at)
     }
 
+    /// A state that lies in `place`.
+    pub fn state_in(&mut self, suffix: &str, at: Type, place: Place) -> TensorId {
+        let name = format!("{}.{suffix}", self.name());
+        let role = Role::OptimizerState;
+        self.step.persistent_as(&name, at, place, role, First::Zero)
+    }
+
+    /// Pinned bytes of the parameter's own that its gradient and step travel through; they keep nothing from step to step.
+    pub fn travelling(&mut self, at: Type) -> TensorId {
+        let name = format!("{}.travelling", self.name());
+        let role = Role::Gradient;
+        self.step
+            .persistent_as(&name, at, Place::Pinned, role, First::Zero)
+    }
+
+    /// Copies `from` over `to`, which lies elsewhere.
+    ///
+    /// # Errors
+    /// Where their sizes differ.
+    pub fn send(&mut self, from: TensorId, to: TensorId, leaf: &str) -> Result<TensorId> {
+        let place = |id| self.step.storage_of(id).place;
+        let stream = copy_stream(place(from), place(to));
+        Ok(self.emit_in(stream, Move { into: true }, &[from, to], leaf)?[0])
+    }
+
+    /// From here on nodes stand behind the last use of what they read, `blocks` blocks of the backward pass later.
+    pub fn later(&mut self, blocks: usize) {
+        (self.waits, self.emitted.delay) = (true, blocks);
+    }
+
     /// Emits a node of the update, with origin `PARAMETER` or `PARAMETER.leaf`; fresh outputs are temporary.
     ///
     /// # Errors
@@ -115,7 +160,22 @@ impl<'a> Update<'a> {
         inputs: &[TensorId],
         leaf: &str,
     ) -> Result<Vec<TensorId>> {
+        self.emit_in(Stream::Compute, op, inputs, leaf)
+    }
+
+    /// As [`Update::emit`], in another queue, for an op that overwrites what it makes.
+    ///
+    /// # Errors
+    /// As [`Update::emit`].
+    pub fn emit_in(
+        &mut self,
+        stream: Stream,
+        op: impl Op + 'static,
+        inputs: &[TensorId],
+        leaf: &str,
+    ) -> Result<Vec<TensorId>> {
         let mut spot = Update::spot(self.step, self.parameter);
+        spot.stream = stream;
         if !leaf.is_empty() {
             spot.origin = format!("{}.{leaf}", spot.origin).into();
         }
@@ -124,7 +184,10 @@ impl<'a> Update<'a> {
             .step
             .node(op, inputs, spot, Role::Temporary, Place::Gpu)?;
         let outputs = node.outputs.clone();
-        self.nodes.push(node);
+        match self.waits {
+            true => self.emitted.late.push(node),
+            false => self.emitted.nodes.push(node),
+        }
         Ok(outputs)
     }
 
@@ -142,9 +205,9 @@ impl<'a> Update<'a> {
         self.emit(op, &inputs, "").map(|_| ())
     }
 
-    /// Its nodes, in issue order.
-    pub fn into_nodes(self) -> Vec<Node> {
-        self.nodes
+    /// Its nodes.
+    pub fn into_emitted(self) -> Emitted {
+        self.emitted
     }
 
     /// Where the nodes of the update of `parameter` stand.
@@ -163,8 +226,7 @@ impl<'a> Update<'a> {
 /// The state of `parameter` called `suffix`, as it is before the step.
 fn state(step: &mut Step, parameter: TensorId, suffix: &str, at: Type) -> TensorId {
     let name = format!("{}.{suffix}", step.storage_of(parameter).name);
-    let known = step.shared(&name);
-    if let Some(value) = known.and_then(|storage| step.entry(storage)) {
+    if let Some(value) = step.entering(&name) {
         return value;
     }
     let role = Role::OptimizerState;

@@ -40,6 +40,34 @@ pub struct BiasGradient {
     pub format: DType,
 }
 
+impl Linear {
+    /// Its tangent, for a node that has the bias as input `bias`.
+    ///
+    /// # Errors
+    /// As [`Op::tangent`].
+    pub(super) fn tangent_with(&self, at: &mut Tangent, bias: usize) -> Result<()> {
+        let (x, weight) = (Some(at.input(0)), Some(at.input(1)));
+        let mut bias = if self.bias { at.of(bias) } else { None };
+        let mut terms = Vec::new();
+        for factors in [(at.of(0), weight), (x, at.of(1))] {
+            let (Some(x), Some(weight)) = factors else {
+                continue;
+            };
+            // The first product adds the bias's tangent.
+            let bias = bias.take();
+            let op = Linear {
+                bias: bias.is_some(),
+            };
+            let inputs: Vec<_> = [x, weight].into_iter().chain(bias).collect();
+            terms.push(at.emit(op, &inputs)?[0]);
+        }
+        if let Some(bias) = bias {
+            terms.push(repeat_bias(at, bias)?);
+        }
+        at.give_sum(&terms)
+    }
+}
+
 impl Op for Linear {
     fn name(&self) -> &'static str {
         "linear"
@@ -99,25 +127,7 @@ impl Op for Linear {
         Ok(())
     }
     fn tangent(&self, at: &mut Tangent) -> Result<()> {
-        let (x, weight) = (Some(at.input(0)), Some(at.input(1)));
-        let mut bias = if self.bias { at.of(2) } else { None };
-        let mut terms = Vec::new();
-        for factors in [(at.of(0), weight), (x, at.of(1))] {
-            let (Some(x), Some(weight)) = factors else {
-                continue;
-            };
-            // The first product adds the bias's tangent.
-            let bias = bias.take();
-            let op = Linear {
-                bias: bias.is_some(),
-            };
-            let inputs: Vec<_> = [x, weight].into_iter().chain(bias).collect();
-            terms.push(at.emit(op, &inputs)?[0]);
-        }
-        if let Some(bias) = bias {
-            terms.push(repeat_bias(at, bias)?);
-        }
-        at.give_sum(&terms)
+        self.tangent_with(at, 2)
     }
     fn cpu(&self, io: &mut Io) -> Result<()> {
         let (x, w) = (io.inputs[0], io.inputs[1]);

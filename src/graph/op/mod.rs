@@ -39,6 +39,7 @@ pub mod quantized;
 pub mod rope;
 pub mod scores;
 pub mod simd;
+pub mod sparse;
 pub mod tile;
 pub mod transfer;
 
@@ -90,6 +91,11 @@ pub trait Op: Any + Debug + Send + Sync {
     /// Where an emitted node is ill-typed, or the op never stands in a forward pass: the answer unless it has a rule.
     fn backward(&self, _at: &mut Backward) -> Result<()> {
         Err(no_derivative(self.name()))
+    }
+
+    /// The type of the gradient its derivative gives input `index`, where that has not the input's shape.
+    fn gradient(&self, _inputs: &[Type], _index: usize) -> Option<Type> {
+        None
     }
 
     /// Emits the nodes that turn tangents of inputs into tangents of outputs; called where an input has one.

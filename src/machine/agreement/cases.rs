@@ -1,9 +1,11 @@
 //! The combinations that are held against what really happens.
 
 mod adapted;
+mod held;
 mod partial;
 
 use super::array;
+use super::lsp::TABLE as LSP;
 use super::rules::TABLE as RULES;
 use crate::error::Result;
 use crate::machine::cpu::Settings;
@@ -14,6 +16,7 @@ use crate::spec::catalog;
 use crate::spec::device::Device;
 use crate::spec::job::{Backend, Exactness, Host, Job, Optimizer, Precision, Target};
 use adapted::ADAPTED;
+use held::HELD;
 use partial::PARTIAL;
 
 /// Cores the programs are for, so that they are the same programs on every machine.
@@ -151,46 +154,8 @@ const ESTIMATED: Table = Table {
     excluded: &[("bert", "chunked_loss")],
 };
 
-/// Values held in fewer bits.
-const HELD: Table = Table {
-    prefix: "h",
-    factors: &[
-        &FAMILIES,
-        &["f32", "bf16", "fp16"],
-        &["adamw", "sgd"],
-        &["", "accumulate:micro=2"],
-        &["", "recompute:what=cheap", "recompute:site=layers.0"],
-        &[
-            "",
-            "compress_activations",
-            "compress_activations:bits=4,block=32,rounding=nearest",
-            "compress_activations:site=layers.1",
-        ],
-        &[
-            "",
-            "offload:what=activations",
-            "offload:what=activations,to=disk",
-        ],
-        &[
-            "",
-            "offload:what=optimizer",
-            "offload:what=optimizer,update=host",
-        ],
-        &["", "compress_offload", "compress_offload:to=disk,bits=4"],
-        &[
-            "",
-            "compress_offload:what=optimizer",
-            "compress_offload:what=optimizer,to=disk,rounding=nearest",
-        ],
-    ],
-    excluded: &[
-        ("accumulate", "compress_offload$"),
-        ("accumulate", "compress_offload:to=disk"),
-    ],
-};
-
 /// All tables, in order.
-const TABLES: [&Table; 6] = [&FULL, &ESTIMATED, &HELD, &RULES, &ADAPTED, &PARTIAL];
+const TABLES: [&Table; 7] = [&FULL, &ESTIMATED, &HELD, &RULES, &ADAPTED, &PARTIAL, &LSP];
 
 impl Table {
     fn allowed(&self, a: (usize, usize), b: (usize, usize)) -> bool {
@@ -350,11 +315,14 @@ impl Case {
         // What is computed again is not held in fewer bits: beside compression it changes results.
         let own = &self.choices;
         let compressed = own.iter().any(|c| c.starts_with("compress_activations"));
+        // Projectors are fitted to the first micro-batch: micro-batches decide them.
+        let fitted = own.iter().any(|c| c.starts_with("lsp_offload"));
         for text in &self.choices {
             let choice = Choice::parse(text)?;
             match choice.behind()?.card().exactness {
                 Exactness::Lossy => kept.push(choice),
                 _ if compressed && choice.technique == "recompute" => kept.push(choice),
+                _ if fitted && choice.technique == "accumulate" => kept.push(choice),
                 other => class = class.max(other),
             }
         }

@@ -48,10 +48,11 @@ struct Sample {
 }
 
 /// Choices under which every op of the techniques is met.
-const VARIANTS: [&[&str]; 3] = [
+const VARIANTS: [&[&str]; 4] = [
     &["clip", "accumulate:micro=1"],
     &["flash_attention", "chunked_loss:rows=64"],
     &["sgd", "clip", "offload:what=optimizer,update=host"],
+    &["lsp_offload:schedule=after,rest=host"],
 ];
 
 /// Micro models whose ops together are those of all families, in two sizes.

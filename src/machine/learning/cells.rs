@@ -44,7 +44,7 @@ pub struct Cell {
 type Method = (&'static str, f64);
 
 /// First-order optimizers on `tiny`, from scratch.
-const FIRST_ORDER: [Method; 8] = [
+const FIRST_ORDER: [Method; 9] = [
     ("adamw", 3e-3),
     ("adamw8bit", 3e-3),
     ("microadam:density=0.1", 3e-3),
@@ -53,6 +53,7 @@ const FIRST_ORDER: [Method; 8] = [
     ("adafactor", 1e-2),
     ("sgd", 0.1),
     ("blockllm:sparsity=0.5,every=50,patience=10", 3e-3),
+    ("lsp_offload:check=500", 3e-3),
 ];
 
 /// On `small`, from scratch.
@@ -63,11 +64,13 @@ const SMALL: [Method; 3] = [
 ];
 
 /// From the checkpoint of `tiny` onto another text.
-const ADAPTED: [Method; 9] = [
+const ADAPTED: [Method; 11] = [
     ("adamw", 3e-3),
     ("adamw8bit", 3e-3),
     ("microadam:density=0.1", 3e-3),
     ("blockllm:sparsity=0.5,every=50,patience=10", 3e-3),
+    ("blockllm:rule=paper,sparsity=0.5,patience=10", 3e-3),
+    ("lsp_offload:check=250", 3e-3),
     ("lora:targets=all-linear,rank=16,alpha=16", 1e-2),
     ("nf4_weights+lora:targets=all-linear,rank=16,alpha=16", 1e-2),
     ("adapter", 3e-3),
@@ -76,11 +79,12 @@ const ADAPTED: [Method; 9] = [
 ];
 
 /// From the checkpoint, by estimated gradients.
-const ESTIMATED: [Method; 9] = [
+const ESTIMATED: [Method; 10] = [
     ("zo_sgd", 1e-3),
     ("zo_sgd:q=4", 1e-3),
     ("zo_sgd:blockwise=yes", 1e-3),
     ("zo_sgd:sparse=0.5", 1e-3),
+    ("zo_sgd:hybrid=1", 1e-3),
     ("zo_sign", 1e-3),
     ("zo_momentum", 1e-4),
     ("zo_conservative", 1e-3),

@@ -18,7 +18,7 @@ use crate::machine::estimate::{self, Estimate};
 use crate::machine::timeline::Timeline;
 use crate::plan::Plan;
 use crate::program::check::check;
-use crate::program::{Program, height, updating};
+use crate::program::{Program, height, renewing, updating};
 use crate::spec::job::PerPlace;
 use crate::spec::units::{Bytes, Seconds};
 use crate::technique::Policy;
@@ -223,6 +223,9 @@ impl Session {
                 self.corpus
                     .batch(Split::Train, self.progress.seed, step, micro, rows, seq)?;
             self.desk.lay(laid, counted, self.progress.loss_scale);
+            if micro == 0 {
+                seconds += self.renew(step)?;
+            }
             let when = match micro {
                 last if last + 1 == draft.micro_batches => updating(&self.programs, step).when,
                 0 => When::First,
@@ -247,6 +250,19 @@ impl Session {
             seconds: Seconds(seconds),
             skipped,
         })
+    }
+
+    /// Renews what updates project with where that is due, on the batch that is laid; the seconds it took.
+    fn renew(&mut self, step: u64) -> Result<f64> {
+        let Some(when) = renewing(&self.programs, step).map(|p| p.when) else {
+            return Ok(0.0);
+        };
+        let timeline = self.run(when, 0)?;
+        // Its loss is that of the step's first micro-batch, which is yet to come.
+        self.desk.take_loss();
+        let seconds = timeline.total.0;
+        self.timelines.push((when, timeline));
+        Ok(seconds)
     }
 
     /// Moves the loss scale as the last update says; true where it was skipped.

@@ -23,7 +23,11 @@ pub(super) fn fit(items: &[Item], load: u64, enough: u64, rounds: u32) -> Offset
         keep(&mut best, best_fit(items, Some(load)));
     }
     let mut first = None;
-    let orders = if rounds > 0 { &ORDERS[..] } else { &ORDERS[..1] };
+    let orders = if rounds > 0 {
+        &ORDERS[..]
+    } else {
+        &ORDERS[..1]
+    };
     for &order in orders {
         if best.1 <= enough {
             return best;

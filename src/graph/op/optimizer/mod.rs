@@ -10,6 +10,7 @@ pub mod galore;
 mod galore_refresh;
 mod guard;
 mod lion;
+pub mod lsp;
 mod masked_adamw;
 mod microadam;
 mod sgd;
