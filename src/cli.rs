@@ -8,6 +8,7 @@ mod explain;
 mod files;
 mod job;
 mod list;
+mod place;
 mod plan;
 mod plan_torch;
 mod run;
@@ -65,6 +66,8 @@ enum Command {
     Techniques,
     /// Measure this machine and write a device file
     Calibrate(calibrate::Args),
+    /// Find offsets for buffers of known lives, from a CSV file: as low a top as can be
+    Place(place::Args),
     /// Compare what is predicted for PyTorch with measured runs
     Compare(compare::Args),
     /// Run a benchmark of the predictions
@@ -119,6 +122,7 @@ fn run(cli: &Cli) -> Result<Answer> {
         Command::Devices => list::devices(),
         Command::Techniques => list::techniques(),
         Command::Calibrate(args) => calibrate::calibrate(args, cli.json),
+        Command::Place(args) => place::place(args),
         Command::Compare(args) => compare::compare(args, cli.json),
         Command::Bench(args) => bench::bench(args, cli.json),
     }

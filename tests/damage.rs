@@ -8,6 +8,7 @@ use memfit::graph::op::transfer::Move;
 use memfit::graph::tensor::{DType, Role, Type};
 use memfit::graph::{Phase, Spot, Step, StepSet, Stream, When};
 use memfit::program::check::check;
+use memfit::program::packing::Effort;
 use memfit::program::{BufferId, Instr, Program, programs};
 use memfit::spec::job::{Backend, Place, Precision};
 
@@ -73,7 +74,7 @@ pub fn tiled() -> Program {
         lead: 0,
         lag: 0,
     };
-    programs(set, Backend::Cpu { threads: 1 })
+    programs(set, Backend::Cpu { threads: 1 }, &Effort::PROGRAM)
         .unwrap()
         .remove(0)
 }

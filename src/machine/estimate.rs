@@ -13,6 +13,7 @@ use crate::graph::{Node, Phase, Step, Stream, When};
 use crate::plan::Plan;
 use crate::plan::file::Claim;
 use crate::program::check::check;
+use crate::program::packing::Effort;
 use crate::program::{Instr, Program, programs};
 use crate::spec::job::{Backend, PerPlace, Place};
 use crate::spec::units::{Bytes, Seconds};
@@ -58,7 +59,7 @@ pub fn all(plan: &Plan) -> Result<Vec<Program>> {
     let mut set = plan.steps()?;
     set.steps.extend(Plan::transfers(&set.shared())?);
     set.steps.extend(plan.restart(&set.shared())?);
-    programs(set, plan.job.target.backend)
+    programs(set, plan.job.target.backend, &Effort::PROGRAM)
 }
 
 /// The estimate of `plan` from the programs of its training, without proof: for comparing candidates.
@@ -68,7 +69,8 @@ pub fn all(plan: &Plan) -> Result<Vec<Program>> {
 pub fn quick(plan: &Plan) -> Result<Estimate> {
     let mut set = plan.steps()?;
     set.steps.retain(|(when, _)| per_step(*when, None) > 0.0);
-    summarize(plan, &programs(set, plan.job.target.backend)?)
+    let programs = programs(set, plan.job.target.backend, &Effort::ROUGH)?;
+    summarize(plan, &programs)
 }
 
 /// The estimate of `plan` from all its programs, each proved by the checker.

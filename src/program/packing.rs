@@ -4,6 +4,7 @@
 //! height; what reaches it is proven best at once.
 
 mod exact;
+pub mod file;
 mod fit;
 
 use exact::Found;
@@ -54,8 +55,17 @@ pub struct Effort {
 }
 
 impl Effort {
-    /// For programs, of which hundreds are placed before one is chosen.
-    pub const QUICK: Effort = Effort {
+    /// For programs of which hundreds are compared: a few fits.
+    pub const ROUGH: Effort = Effort {
+        items: 0,
+        nodes: 0,
+        rounds: 0,
+        near: 256,
+        capacity: 0,
+    };
+
+    /// For programs that will run.
+    pub const PROGRAM: Effort = Effort {
         items: 300,
         nodes: 200,
         rounds: 2,
