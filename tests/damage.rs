@@ -8,7 +8,6 @@ use memfit::graph::op::transfer::Move;
 use memfit::graph::tensor::{DType, Role, Type};
 use memfit::graph::{Phase, Spot, Step, StepSet, Stream, When};
 use memfit::program::check::check;
-use memfit::program::packing::Effort;
 use memfit::program::{BufferId, Instr, Program, programs};
 use memfit::spec::job::{Backend, Place, Precision};
 
@@ -74,7 +73,7 @@ pub fn tiled() -> Program {
         lead: 0,
         lag: 0,
     };
-    programs(set, Backend::Cpu { threads: 1 }, &Effort::PROGRAM)
+    programs(set, Backend::Cpu { threads: 1 })
         .unwrap()
         .remove(0)
 }

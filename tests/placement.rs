@@ -2,7 +2,6 @@
 
 use memfit::graph::tensor::Role;
 use memfit::graph::{Step, Stream, When};
-use memfit::program::packing::Effort;
 use memfit::program::place::place;
 use memfit::program::{Buffer, BufferId, Instr, Program, alignment};
 use memfit::spec::job::{Backend, PerPlace, Place};
@@ -60,7 +59,7 @@ fn program(shared: &[u64], lives: &[Life]) -> Program {
 
 fn placed(shared: &[u64], lives: &[Life]) -> Program {
     let mut programs = [program(shared, lives)];
-    place(&mut programs, &Effort::PROGRAM);
+    place(&mut programs);
     let [program] = programs;
     program
 }

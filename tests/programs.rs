@@ -9,7 +9,6 @@ use memfit::graph::order::is_ordered;
 use memfit::graph::random::Key;
 use memfit::machine::cpu::{Cpu, Settings};
 use memfit::plan::{Choice, Plan};
-use memfit::program::packing::Effort;
 use memfit::program::{Program, check::check, height, programs, renewing, updating};
 use memfit::spec::config;
 use memfit::spec::device;
@@ -123,7 +122,7 @@ impl Port for Desk {
 pub fn lower(plan: &Plan) -> Vec<Program> {
     let mut set = plan.steps().unwrap();
     set.steps.extend(Plan::transfers(&set.shared()).unwrap());
-    programs(set, plan.job.target.backend, &Effort::PROGRAM).unwrap()
+    programs(set, plan.job.target.backend).unwrap()
 }
 
 /// Checks all programs, runs `steps` steps, compares the marks; returns losses per step and the peak.

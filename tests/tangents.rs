@@ -3,7 +3,6 @@
 use memfit::graph::tangent::{Tangents, push_forward};
 use memfit::graph::tensor::{DType, Role, TensorId};
 use memfit::graph::{Phase, Step, StepSet, When};
-use memfit::program::packing::Effort;
 use memfit::program::{check::check, programs};
 use memfit::spec::job::{Backend, Place, Precision};
 
@@ -202,7 +201,7 @@ fn transient(step: Step) -> u64 {
         steps: vec![(When::Steady, step)],
         ..StepSet::default()
     };
-    let lowered = programs(set, Backend::Cpu { threads: 1 }, &Effort::PROGRAM).unwrap();
+    let lowered = programs(set, Backend::Cpu { threads: 1 }).unwrap();
     check(&lowered[0]).unwrap();
     let kept = lowered[0].buffers.iter().filter(|b| b.shared);
     lowered[0].load[Place::Gpu].0 - kept.map(|b| b.bytes.0).sum::<u64>()

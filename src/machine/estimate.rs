@@ -13,7 +13,6 @@ use crate::graph::{Node, Phase, Step, Stream, When};
 use crate::plan::Plan;
 use crate::plan::file::Claim;
 use crate::program::check::check;
-use crate::program::packing::Effort;
 use crate::program::{Instr, Program, programs};
 use crate::spec::job::{Backend, PerPlace, Place};
 use crate::spec::units::{Bytes, Seconds};
@@ -59,7 +58,7 @@ pub fn all(plan: &Plan) -> Result<Vec<Program>> {
     let mut set = plan.steps()?;
     set.steps.extend(Plan::transfers(&set.shared())?);
     set.steps.extend(plan.restart(&set.shared())?);
-    programs(set, plan.job.target.backend, &Effort::PROGRAM)
+    programs(set, plan.job.target.backend)
 }
 
 /// The estimate of `plan` from the programs of its training, without proof: for comparing candidates.
@@ -69,8 +68,7 @@ pub fn all(plan: &Plan) -> Result<Vec<Program>> {
 pub fn quick(plan: &Plan) -> Result<Estimate> {
     let mut set = plan.steps()?;
     set.steps.retain(|(when, _)| per_step(*when, None) > 0.0);
-    let programs = programs(set, plan.job.target.backend, &Effort::ROUGH)?;
-    summarize(plan, &programs)
+    summarize(plan, &programs(set, plan.job.target.backend)?)
 }
 
 /// The estimate of `plan` from all its programs, each proved by the checker.

@@ -12,7 +12,6 @@ use crate::graph::tensor::{Name, Role, StorageId};
 use crate::graph::{Phase, Step, StepSet, Stream, When};
 use crate::spec::job::{Backend, PerPlace, Place};
 use crate::spec::units::Bytes;
-use packing::Effort;
 
 /// Index of a buffer in its program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -142,18 +141,18 @@ impl Program {
     }
 }
 
-/// Lowers all steps of a set and places them with `effort`: shared storages get equal offsets in every program.
+/// Lowers all steps of a set and places them: shared storages get equal offsets in every program.
 ///
 /// # Errors
 /// Where a move joins places no copy joins.
-pub fn programs(set: StepSet, backend: Backend, effort: &Effort) -> Result<Vec<Program>> {
+pub fn programs(set: StepSet, backend: Backend) -> Result<Vec<Program>> {
     let shared = set.shared();
     let lowered = set
         .steps
         .into_iter()
         .map(|(when, step)| lower::lower(when, step, &shared, backend));
     let mut programs = lowered.collect::<Result<Vec<Program>>>()?;
-    place::place(&mut programs, effort);
+    place::place(&mut programs);
     Ok(programs)
 }
 

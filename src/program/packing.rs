@@ -55,20 +55,11 @@ pub struct Effort {
 }
 
 impl Effort {
-    /// For programs of which hundreds are compared: a few fits.
-    pub const ROUGH: Effort = Effort {
+    /// For programs, of which hundreds are placed before one is chosen: a few fits.
+    pub const PROGRAM: Effort = Effort {
         items: 0,
         nodes: 0,
         rounds: 0,
-        near: 256,
-        capacity: 0,
-    };
-
-    /// For programs that will run.
-    pub const PROGRAM: Effort = Effort {
-        items: 300,
-        nodes: 200,
-        rounds: 2,
         near: 256,
         capacity: 0,
     };

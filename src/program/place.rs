@@ -17,11 +17,11 @@ struct Lane {
 
 /// Places all buffers of a set of programs: shared ones at the bottom of each place, with equal offsets in every program,
 /// transient ones above, each home in a lane of its own. Fills in offsets, loads and heights.
-pub fn place(programs: &mut [Program], effort: &Effort) {
+pub fn place(programs: &mut [Program]) {
     for program in programs {
         let mut height = place_shared(program);
         for ((place, _), lane) in lanes(program) {
-            let packing = pack(&lane.items, effort);
+            let packing = pack(&lane.items, &Effort::PROGRAM);
             for (&buffer, offset) in lane.buffers.iter().zip(packing.offsets) {
                 program.buffers[buffer].offset = height[place] + Bytes(offset);
             }

@@ -99,32 +99,7 @@ impl Technique for Offload {
                 "use what=optimizer,update=host",
             ));
         }
-        let found = match what {
-            "activations" => each(set, |step| send_activations(step, sites, place))?,
-            "gradients" => each(set, |step| send_gradients(step, sites, place))?,
-            "parameters" => {
-                let goes = |s: &Storage| s.role == Role::Parameter && sites.matches(&s.name);
-                each(set, |step| Ok(rehome(step, goes, place)))?
-            }
-            "optimizer" if on_host => {
-                let served = served(set);
-                let goes = |s: &Storage| {
-                    s.role == Role::OptimizerState
-                        && sites.matches(&s.name)
-                        && !served.contains(&s.name)
-                };
-                let home = if disk { place } else { Place::Host };
-                each(set, |step| {
-                    update_on_host(step, goes);
-                    Ok(rehome(step, goes, home))
-                })?
-            }
-            _ => {
-                let goes = |s: &Storage| s.role == Role::OptimizerState && sites.matches(&s.name);
-                each(set, |step| Ok(rehome(step, goes, place)))?
-            }
-        };
-        match found {
+        match send(set, what, sites, place, on_host)? {
             true => Ok(()),
             false => {
                 let why = format!("holds no {what} to send away");
@@ -135,6 +110,46 @@ impl Technique for Offload {
                     "name layers such as layers.*, or *",
                 ))
             }
+        }
+    }
+}
+
+/// Sends `what` of all matching sites to `place`; true where there was any.
+fn send(
+    set: &mut StepSet,
+    what: &str,
+    sites: &Pattern,
+    place: Place,
+    on_host: bool,
+) -> Result<bool> {
+    match what {
+        "activations" => each(set, |step| send_activations(step, sites, place))?,
+        "gradients" => each(set, |step| send_gradients(step, sites, place))?,
+        "parameters" => {
+            let goes = |s: &Storage| s.role == Role::Parameter && sites.matches(&s.name);
+            each(set, |step| Ok(rehome(step, goes, place)))?
+        }
+        "optimizer" if on_host => {
+            let served = served(set);
+            let goes = |s: &Storage| {
+                s.role == Role::OptimizerState
+                    && sites.matches(&s.name)
+                    && !served.contains(&s.name)
+            };
+            // What is updated on the host need not be pinned.
+            let home = if place == Place::Disk {
+                place
+            } else {
+                Place::Host
+            };
+            each(set, |step| {
+                update_on_host(step, goes);
+                Ok(rehome(step, goes, home))
+            })?
+        }
+        _ => {
+            let goes = |s: &Storage| s.role == Role::OptimizerState && sites.matches(&s.name);
+            each(set, |step| Ok(rehome(step, goes, place)))?
         }
     }
 }
