@@ -123,11 +123,11 @@ fn send(
     on_host: bool,
 ) -> Result<bool> {
     match what {
-        "activations" => each(set, |step| send_activations(step, sites, place))?,
-        "gradients" => each(set, |step| send_gradients(step, sites, place))?,
+        "activations" => each(set, |step| send_activations(step, sites, place)),
+        "gradients" => each(set, |step| send_gradients(step, sites, place)),
         "parameters" => {
             let goes = |s: &Storage| s.role == Role::Parameter && sites.matches(&s.name);
-            each(set, |step| Ok(rehome(step, goes, place)))?
+            each(set, |step| Ok(rehome(step, goes, place)))
         }
         "optimizer" if on_host => {
             let served = served(set);
@@ -145,11 +145,11 @@ fn send(
             each(set, |step| {
                 update_on_host(step, goes);
                 Ok(rehome(step, goes, home))
-            })?
+            })
         }
         _ => {
             let goes = |s: &Storage| s.role == Role::OptimizerState && sites.matches(&s.name);
-            each(set, |step| Ok(rehome(step, goes, place)))?
+            each(set, |step| Ok(rehome(step, goes, place)))
         }
     }
 }
