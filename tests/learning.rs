@@ -53,7 +53,7 @@ fn every_update_rule_is_among_the_cells() {
     for card in memfit::technique::TECHNIQUES.iter().map(|t| t.card()) {
         let used = |m: &&str| m.split('+').any(|c| c.split(':').next() == Some(card.name));
         assert!(
-            !card.is_rule() || methods.iter().any(|m| used(&m)),
+            !card.is_rule() || methods.iter().any(used),
             "{}",
             card.name
         );
