@@ -6,8 +6,14 @@ use std::path::Path;
 use memfit::machine::learning::{Cell, cells, held, read};
 use memfit::show::learning::markdown;
 
-/// Demands that are missed, each explained in the results.
-const MISSED: [&str; 1] = ["scratch/microadam"];
+/// Demands that are missed, each named with what is known of the reason on the page.
+const MISSED: [&str; 5] = [
+    "scratch/microadam",
+    "adapted/adamw8bit",
+    "adapted/microadam",
+    "adapted/blockllm",
+    "adapted/lsp_offload",
+];
 
 #[test]
 fn the_committed_runs_are_about_programs_as_they_are_lowered_now() {
@@ -52,10 +58,6 @@ fn every_update_rule_is_among_the_cells() {
     let methods: Vec<&str> = names.iter().map(|n| Cell::parts(n).1).collect();
     for card in memfit::technique::TECHNIQUES.iter().map(|t| t.card()) {
         let used = |m: &&str| m.split('+').any(|c| c.split(':').next() == Some(card.name));
-        assert!(
-            !card.is_rule() || methods.iter().any(used),
-            "{}",
-            card.name
-        );
+        assert!(!card.is_rule() || methods.iter().any(used), "{}", card.name);
     }
 }
