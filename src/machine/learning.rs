@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::agreement::hashes;
 use super::cpu::Settings;
 use super::estimate;
 use super::rows;
@@ -51,7 +50,7 @@ pub struct Row {
     pub rate: f64,
     /// Steps.
     pub steps: u64,
-    /// Hash of each program that ran.
+    /// Hash of each program that it was planned with.
     pub programs: BTreeMap<String, String>,
     /// Held-out loss before the first step.
     pub before: f64,
@@ -157,7 +156,8 @@ pub fn run(cell: &Cell, options: &Options) -> Result<Row> {
         choices: cell.job.choices.clone(),
         rate: cell.rate,
         steps: cell.steps,
-        programs: hashes(session.programs()),
+        // Those it began with: what a policy chooses later is lowered within their memory.
+        programs: cell.lowered()?,
         before,
         after,
         error,
