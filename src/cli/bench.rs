@@ -72,18 +72,28 @@ pub fn bench(args: &Args, json: bool) -> Result<Answer> {
     }
 }
 
+/// Folder of what lies on disk between uses.
+fn folder(args: &Args) -> PathBuf {
+    args.offload_dir.clone().unwrap_or_else(std::env::temp_dir)
+}
+
+/// The file of rows, which begins anew unless a run that makes rows is resumed.
+fn rows(args: &Args, default: &str) -> Result<PathBuf> {
+    let rows = args.output.clone().unwrap_or_else(|| default.into());
+    if !args.resume && !args.smoke && rows.exists() {
+        std::fs::remove_file(&rows).map_err(|e| Error::io(&rows, "remove", e))?;
+    }
+    Ok(rows)
+}
+
 /// What every method learns; with `--case`, only the runs whose names begin so; with `--smoke`, one short run.
 fn techniques(args: &Args, quiet: bool) -> Result<Answer> {
-    let rows = args.output.clone();
     let options = learning::Options {
         here: args.here.as_deref().map(Device::from_path).transpose()?,
-        rows: rows.unwrap_or_else(|| "memfit-techniques.jsonl".into()),
-        folder: args.offload_dir.clone().unwrap_or_else(std::env::temp_dir),
+        rows: rows(args, "memfit-techniques.jsonl")?,
+        folder: folder(args),
         only: args.case.clone(),
     };
-    if !args.resume && !args.smoke && options.rows.exists() {
-        std::fs::remove_file(&options.rows).map_err(|e| Error::io(&options.rows, "remove", e))?;
-    }
     let found = match args.smoke {
         true => vec![learning::run(&learning::smoke()?, &options)?],
         false => learning::bench(&options, &mut progress(quiet))?,
@@ -102,7 +112,7 @@ fn techniques(args: &Args, quiet: bool) -> Result<Answer> {
 
 /// The combinations, each predicted and run; with `--case`, one of them in this process.
 fn agreement(args: &Args, quiet: bool) -> Result<Answer> {
-    let folder = args.offload_dir.clone().unwrap_or_else(std::env::temp_dir);
+    let folder = folder(args);
     let here = args.here.as_deref().map(Device::from_path).transpose()?;
     if let Some(name) = &args.case {
         return one(name, here.as_ref(), &folder);
@@ -110,13 +120,7 @@ fn agreement(args: &Args, quiet: bool) -> Result<Answer> {
     if args.smoke {
         return one(&agreement::cases()[0].name, here.as_ref(), &folder);
     }
-    let rows = args
-        .output
-        .clone()
-        .unwrap_or_else(|| "memfit-agreement.jsonl".into());
-    if !args.resume && rows.exists() {
-        std::fs::remove_file(&rows).map_err(|e| Error::io(&rows, "remove", e))?;
-    }
+    let rows = rows(args, "memfit-agreement.jsonl")?;
     let options = agreement::Options {
         device: args.here.clone(),
         folder,
@@ -183,7 +187,7 @@ fn throttled(args: &Args, quiet: bool) -> Result<Answer> {
     let found: agreement::Throttled = match kept {
         Some(found) => found,
         None => {
-            let folder = args.offload_dir.clone().unwrap_or_else(std::env::temp_dir);
+            let folder = folder(args);
             let device = Device::from_path(here)?;
             agreement::throttled(&device, &folder, &mut progress(quiet))?
         }

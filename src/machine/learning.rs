@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::cpu::Settings;
 use super::estimate;
-use super::rows;
+use super::rows::{self, Named};
 use super::train::save::recover;
 use super::train::session::{Options as RunOptions, Session};
 use super::train::text::{Coding, Corpus, HeldOut, Source};
@@ -93,9 +93,7 @@ pub fn bench(options: &Options, progress: &mut dyn FnMut(&str, f64)) -> Result<V
             continue;
         }
         let row = run(cell, options)?;
-        rows::append(&options.rows, &row.name, &row)?;
-        done.retain(|r| r.name != row.name);
-        done.push(row);
+        rows::keep(&options.rows, &mut done, row)?;
     }
     Ok(done)
 }
@@ -115,17 +113,18 @@ pub fn smoke() -> Result<Cell> {
     })
 }
 
+impl Named for Row {
+    fn name(&self) -> &str {
+        &self.name
+    }
+}
+
 /// The rows of a file; a later row replaces an earlier one of its name.
 ///
 /// # Errors
 /// Where the file is there but cannot be read.
 pub fn read(path: &Path) -> Result<Vec<Row>> {
-    let mut kept: Vec<Row> = Vec::new();
-    for row in rows::read::<Row>(path)? {
-        kept.retain(|r| r.name != row.name);
-        kept.push(row);
-    }
-    Ok(kept)
+    rows::latest(path)
 }
 
 /// Trains as a cell says.
@@ -142,7 +141,7 @@ pub fn run(cell: &Cell, options: &Options) -> Result<Row> {
     if cell.is_checkpoint() {
         session.save(&checkpoint(options))?;
     }
-    let (before, after, error) = drop(&before, &after);
+    let (before, after, error) = fall(&before, &after);
     let predicted_step = match &options.here {
         None => None,
         Some(here) => {
@@ -219,7 +218,7 @@ fn begun(options: &Options) -> Result<PathBuf> {
 }
 
 /// The mean losses before and after, and the standard error of their difference: batches are paired.
-fn drop(before: &[(f32, u64)], after: &[(f32, u64)]) -> (f64, f64, f64) {
+fn fall(before: &[(f32, u64)], after: &[(f32, u64)]) -> (f64, f64, f64) {
     let mean = |losses: &[(f32, u64)]| {
         let count: u64 = losses.iter().map(|(_, n)| n).sum();
         let sum: f64 = losses

@@ -24,6 +24,40 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
         .collect())
 }
 
+/// A row that stands for something by its name: a later one replaces an earlier one.
+pub trait Named {
+    /// What it stands for.
+    fn name(&self) -> &str;
+}
+
+/// The rows of a file, one for each name, those that were made last.
+///
+/// # Errors
+/// As [`read`].
+pub fn latest<T: DeserializeOwned + Named>(path: &Path) -> Result<Vec<T>> {
+    let mut kept = Vec::new();
+    read(path)?
+        .into_iter()
+        .for_each(|row| replace(&mut kept, row));
+    Ok(kept)
+}
+
+/// Puts a row in the place of the one of its name.
+fn replace<T: Named>(rows: &mut Vec<T>, row: T) {
+    rows.retain(|r| r.name() != row.name());
+    rows.push(row);
+}
+
+/// Adds a row to a file and to the rows that were read from it.
+///
+/// # Errors
+/// As [`append`].
+pub fn keep<T: Serialize + Named>(path: &Path, rows: &mut Vec<T>, row: T) -> Result<()> {
+    append(path, row.name(), &row)?;
+    replace(rows, row);
+    Ok(())
+}
+
 /// Adds a row to a file, called `name` where it cannot be written as JSON.
 ///
 /// # Errors

@@ -97,9 +97,7 @@ const ROUNDS: u64 = 8;
 /// Lowers `best` by exact searches: at what is enough, then between what is known not to be reached and what is.
 fn lower(items: &[Item], effort: &Effort, best: &mut (Vec<u64>, u64), enough: u64) {
     let (mut known, mut capacity) = (enough, enough);
-    // A two-hundred-fiftieth of the height is not worth another search.
-    while best.1 > enough && best.1 - known > known / 256 || best.1 > capacity && capacity == enough
-    {
+    while best.1 > capacity {
         match at(items, capacity, effort.nodes) {
             Some(offsets) => {
                 let top = |(item, offset): (&Item, &u64)| item.bytes + offset;
@@ -108,10 +106,12 @@ fn lower(items: &[Item], effort: &Effort, best: &mut (Vec<u64>, u64), enough: u6
             }
             None => known = capacity,
         }
-        capacity = known + (best.1 - known) / 2;
-        if capacity <= known {
+        let between = best.1.saturating_sub(known);
+        // A two-hundred-fifty-sixth of the height is not worth another search, and below one unit there is nothing.
+        if between <= (known / 256).max(1) {
             return;
         }
+        capacity = known + between / 2;
     }
 }
 

@@ -107,7 +107,7 @@ fn factorization(args: &Args, card: &Card) -> Result<Factorization> {
 }
 
 /// Whether the authors' code projects it: a matrix of a layer's attention or MLP.
-fn is_projected(name: &str, at: &Type) -> bool {
+pub(super) fn is_projected(name: &str, at: &Type) -> bool {
     at.shape.len() == 2 && (name.contains("attention/") || name.contains("mlp/"))
 }
 

@@ -2,6 +2,7 @@
 
 use super::adamw::{Adam, BETA1, BETA2, DECAY, EPS};
 use super::frozen::{beside, op_of, trains};
+use super::galore::is_projected;
 use super::{Args, Argument, Card, Draft, Pattern, Renewal, Site, Technique, Update};
 use crate::error::{Error, Result};
 use crate::graph::build::Forward;
@@ -160,12 +161,7 @@ const ARGUMENTS: [Argument; 13] = [
     },
 ];
 
-/// Whether the gradient of a parameter is projected: a matrix of a layer's attention or MLP.
-fn is_projected(name: &str, at: &Type) -> bool {
-    at.shape.len() == 2 && (name.contains("attention/") || name.contains("mlp/"))
-}
-
-/// Whether the weight that a linear node reads is one of those.
+/// Whether the weight that a linear node reads is one whose gradient is projected.
 fn reads_projected(edit: &Edit, node: &Node) -> bool {
     let weight = node.inputs[1];
     is_projected(&edit.step().storage_of(weight).name, &edit.type_of(weight))

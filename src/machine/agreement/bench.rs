@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{Bases, Case, Row, cases, lowered, run_case, total};
 use crate::error::{Error, Result};
 use crate::machine::probe::median;
-use crate::machine::rows;
+use crate::machine::rows::{self, Named};
 use crate::spec::device::Device;
 
 /// What a bench is asked for.
@@ -74,11 +74,15 @@ pub fn bench(options: &Options, progress: &mut dyn FnMut(&str, f64)) -> Result<V
             true => in_a_process(case, options)?,
             false => run_case(case, device.as_ref(), &options.folder, &mut bases)?,
         };
-        rows::append(&options.rows, &row.name, &row)?;
-        rows.retain(|r| r.name != row.name);
-        rows.push(row);
+        rows::keep(&options.rows, &mut rows, row)?;
     }
     Ok(rows)
+}
+
+impl Named for Row {
+    fn name(&self) -> &str {
+        &self.name
+    }
 }
 
 /// The rows of a file; a later row replaces an earlier one of its name, and a line cut short by a crash is no row.
@@ -86,12 +90,7 @@ pub fn bench(options: &Options, progress: &mut dyn FnMut(&str, f64)) -> Result<V
 /// # Errors
 /// Where the file is there but cannot be read.
 pub fn read(path: &Path) -> Result<Vec<Row>> {
-    let mut rows: Vec<Row> = Vec::new();
-    for row in rows::read::<Row>(path)? {
-        rows.retain(|r| r.name != row.name);
-        rows.push(row);
-    }
-    Ok(rows)
+    rows::latest(path)
 }
 
 /// Runs a case in a fresh process, so that the process's peak is the case's.

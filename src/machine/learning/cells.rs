@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::error::Result;
-use crate::machine::agreement::{self, Case, hashes};
-use crate::machine::estimate;
+use crate::machine::agreement::{self, Case};
 use crate::machine::train::session::Schedule;
 use crate::machine::train::text::BuiltIn;
 use crate::plan::Plan;
@@ -183,6 +182,6 @@ impl Cell {
     /// # Errors
     /// As [`Cell::plan`].
     pub fn lowered(&self) -> Result<BTreeMap<String, String>> {
-        Ok(hashes(&estimate::all(&self.plan()?)?))
+        agreement::lowered(&self.job)
     }
 }

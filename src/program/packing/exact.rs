@@ -250,9 +250,7 @@ impl Search<'_> {
         let free = || part.iter().copied().filter(|&i| !self.hangs(i));
         let low = |i: u32| (self.lowest[i as usize], self.rank[i as usize]);
         let mut chosen = match self.tightest {
-            true => self
-                .tightest(part)
-                .or_else(|| free().min_by_key(|&i| low(i)))?,
+            true => self.tightest(part)?,
             false => free().min_by_key(|&i| low(i))?,
         };
         loop {
