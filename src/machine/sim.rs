@@ -1,6 +1,7 @@
 //! The simulator: a small event loop in which running instructions share the device's resources fairly.
 
 mod cost;
+pub mod demand;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 

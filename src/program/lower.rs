@@ -85,8 +85,11 @@ impl<'a> Lowering<'a> {
             rings: BTreeMap::new(),
             tile: tile(step),
         };
+        let own = step.storages.iter().enumerate().filter(|(_, s)| s.shared);
+        let own: BTreeMap<&str, usize> = own.map(|(at, s)| (&*s.name, at)).collect();
         for storage in shared {
-            let id = step.shared(&storage.name);
+            let id = own.get(&*storage.name);
+            let id = id.map(|&at| StorageId(at as u32));
             let buffer = lowering.add(storage, id, Stream::Compute);
             if let Some(id) = id {
                 lowering.of[id.0 as usize] = Some(buffer);

@@ -2,8 +2,11 @@
 
 pub mod baselines;
 pub mod families;
-pub mod greedy;
+pub mod menu;
+pub mod milp;
 mod price;
+pub mod sample;
+pub mod solve;
 pub mod torch;
 pub mod torch_menu;
 
@@ -89,6 +92,8 @@ pub struct Answer {
     pub outcome: Outcome,
     /// Everything that was considered, the baselines first.
     pub considered: Vec<Candidate>,
+    /// No plan of the class that was solved over is faster; `None` where none fits.
+    pub bound: Option<Seconds>,
     /// What every plan had to stay within.
     pub budget: Budget,
     /// How long it took.
@@ -103,7 +108,9 @@ pub struct Answer {
 pub fn search(request: &Request) -> Result<Answer> {
     let begin = Instant::now();
     let budget = request.job.target.budget();
-    let considered = price::all(request)?;
+    let mut considered = price::all(request)?;
+    let solved = solve::solve(request, &budget)?;
+    considered.extend(solved.candidates);
     let mut order: Vec<&Candidate> = considered.iter().collect();
     // Equal times go to the plan that takes less, then to the earlier one.
     let taken = |c: &Candidate| c.estimate.peak.host + c.estimate.peak.pinned;
@@ -129,6 +136,7 @@ pub fn search(request: &Request) -> Result<Answer> {
     Ok(Answer {
         outcome,
         considered,
+        bound: solved.bound,
         budget,
         seconds: Seconds(begin.elapsed().as_secs_f64()),
     })

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::{Candidate, Proposal, baselines, families, greedy};
+use super::{Candidate, Proposal, baselines, families};
 use crate::error::Result;
 use crate::machine::estimate::{self, Estimate};
 use crate::plan::{Choice, Plan, Request};
@@ -82,17 +82,15 @@ fn distinct(request: &Request, proposals: Vec<Proposal>) -> Vec<Proposal> {
 }
 
 fn proposals(request: &Request) -> Vec<Proposal> {
-    let exact = baselines::all(request)
+    baselines::all(request)
         .into_iter()
-        .chain(greedy::more(request));
-    exact
         .map(Proposal::from)
         .chain(families::all(request))
         .collect()
 }
 
 /// The plan of a proposal: what is fixed, and what the proposal adds about anything else.
-fn plan(request: &Request, proposal: &Proposal) -> Result<Plan> {
+pub(super) fn plan(request: &Request, proposal: &Proposal) -> Result<Plan> {
     let mut all = request.fixed.clone();
     let own = proposal.choices.iter();
     all.extend(own.filter(|c| !decides(request, c)).cloned());
@@ -100,7 +98,7 @@ fn plan(request: &Request, proposal: &Proposal) -> Result<Plan> {
 }
 
 /// Whether a fixed choice decides already what `choice` is about.
-fn decides(request: &Request, choice: &Choice) -> bool {
+pub(super) fn decides(request: &Request, choice: &Choice) -> bool {
     // Offloads of different things stand beside each other; what is not said is activations.
     let subject = |c: &Choice| match c.technique.as_str() {
         "offload" => c
@@ -118,7 +116,7 @@ fn decides(request: &Request, choice: &Choice) -> bool {
 }
 
 /// Whether a fixed choice names layers by number, so that fewer layers would mean something else.
-fn names_layers(request: &Request) -> bool {
+pub(super) fn names_layers(request: &Request) -> bool {
     let numbered = |site: &str| {
         site.split("layers.")
             .skip(1)

@@ -241,7 +241,7 @@ fn send_activations(step: &mut Step, sites: &Pattern, place: Place) -> Result<bo
         let storage = step.storage_of(value);
         node.phase == Phase::Forward
             && node.op.name() != MOVE
-            && sites.matches(&node.block)
+            && sites.matches_node(node)
             && storage.role == Role::Activation
             && storage.bytes >= LEAST
             && storage.place == Place::Gpu

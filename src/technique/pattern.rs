@@ -1,8 +1,9 @@
-//! Patterns over stable paths: `*`, `layers.*`, `layers.0-11`, `layers.0-11/mlp/*`, several joined by `+`.
+//! Patterns over stable paths: `*`, `layers.*`, `layers.0-11`, `layers.0-11|14/mlp/*`, several joined by `+`.
 
 use std::fmt;
 
 use crate::error::{Error, Result};
+use crate::graph::Node;
 
 /// A set of paths. Segments are compared one by one; a pattern that ends early matches everything below it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,8 +16,8 @@ pub struct Pattern {
 enum Segment {
     Any,
     Text(String),
-    /// `stem.from-to`, inclusive.
-    Range(String, u64, u64),
+    /// `stem.from-to|from-to`, inclusive.
+    Ranges(String, Vec<(u64, u64)>),
     /// `stem.*`
     Each(String),
 }
@@ -43,6 +44,11 @@ impl Pattern {
             text: text.to_string(),
             alternatives,
         })
+    }
+
+    /// Whether a node is in the set, by itself or with its whole block.
+    pub fn matches_node(&self, node: &Node) -> bool {
+        self.matches(&node.block) || self.matches(&node.origin)
     }
 
     /// Whether `path` is in the set.
@@ -83,14 +89,20 @@ fn segment(text: &str) -> Result<Segment> {
     if rest == "*" {
         return Ok(Segment::Each(stem.to_string()));
     }
-    match rest.split_once('-') {
+    let ranges: Option<Vec<(u64, u64)>> = rest.split('|').map(range).collect();
+    match ranges {
+        Some(ranges) if ranges.iter().any(|(from, to)| from > to) => {
+            Err(bad("a range that ends before it begins"))
+        }
+        Some(ranges) => Ok(Segment::Ranges(stem.to_string(), ranges)),
         None => Ok(Segment::Text(text.to_string())),
-        Some((from, to)) => match (from.parse::<u64>(), to.parse::<u64>()) {
-            (Ok(from), Ok(to)) if from <= to => Ok(Segment::Range(stem.to_string(), from, to)),
-            (Ok(_), Ok(_)) => Err(bad("a range that ends before it begins")),
-            _ => Ok(Segment::Text(text.to_string())),
-        },
     }
+}
+
+/// `3` or `0-11`.
+fn range(text: &str) -> Option<(u64, u64)> {
+    let (from, to) = text.split_once('-').unwrap_or((text, text));
+    Some((from.parse().ok()?, to.parse().ok()?))
 }
 
 impl Segment {
@@ -105,9 +117,11 @@ impl Segment {
             Segment::Any => true,
             Segment::Text(text) => part == text,
             Segment::Each(stem) => numbered(stem).is_some(),
-            Segment::Range(stem, from, to) => {
-                numbered(stem).is_some_and(|n| (*from..=*to).contains(&n))
-            }
+            Segment::Ranges(stem, ranges) => numbered(stem).is_some_and(|n| {
+                ranges
+                    .iter()
+                    .any(|&(from, to)| (from..=to).contains(&n))
+            }),
         }
     }
 }

@@ -99,7 +99,7 @@ impl Layout {
     fn new(step: &Step, sites: &Pattern, what: &str, length: usize) -> Layout {
         let segment = segments(step, sites, length);
         let maker = makers(step);
-        let clonable = clonable(step, &segment, what, &maker);
+        let clonable = clonable(step, &segment, (sites, what), &maker);
         let newest = newest_versions(step);
         let mut crossing = BTreeSet::new();
         for (index, node) in step
@@ -226,13 +226,16 @@ impl<'a> Rewrite<'a> {
     }
 }
 
-/// The segment of each forward node: `length` neighbouring blocks that match `sites`.
+/// The segment of each forward node: `length` neighbouring blocks in which something matches `sites`.
 fn segments(step: &Step, sites: &Pattern, length: usize) -> Vec<Option<usize>> {
+    let forward = |node: &&Node| node.phase == Phase::Forward && node.block.starts_with("layers.");
+    let matched: BTreeSet<&Name> = (step.nodes.iter().filter(forward))
+        .filter(|node| sites.matches_node(node))
+        .map(|node| &node.block)
+        .collect();
     let mut blocks: BTreeMap<Name, usize> = BTreeMap::new();
     let of = |node: &Node, blocks: &mut BTreeMap<Name, usize>| {
-        let inside = node.phase == Phase::Forward
-            && node.block.starts_with("layers.")
-            && sites.matches(&node.block);
+        let inside = forward(&node) && matched.contains(&node.block);
         let next = blocks.len();
         inside.then(|| *blocks.entry(node.block.clone()).or_insert(next) / length)
     };
@@ -262,7 +265,7 @@ fn makers(step: &Step) -> BTreeMap<TensorId, usize> {
 fn clonable(
     step: &Step,
     segment: &[Option<usize>],
-    what: &str,
+    (sites, what): (&Pattern, &str),
     maker: &BTreeMap<TensorId, usize>,
 ) -> Vec<bool> {
     let mut clonable: Vec<bool> = Vec::with_capacity(step.nodes.len());
@@ -277,7 +280,8 @@ fn clonable(
             let made = maker.get(&node.inputs[*input]);
             made.is_some_and(|&m| m < index && clonable[m] && segment[m] == segment[index])
         };
-        clonable.push(segment[index].is_some() && kind && overwrites.iter().flatten().all(owns));
+        let wanted = segment[index].is_some() && kind && sites.matches_node(node);
+        clonable.push(wanted && overwrites.iter().flatten().all(owns));
     }
     clonable
 }

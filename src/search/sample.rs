@@ -1,0 +1,184 @@
+//! Coefficients: what shallow models of the job's layers take, read off their lowered programs.
+
+use super::menu::{Fate, Saved};
+use crate::error::Result;
+use crate::graph::{Phase, When};
+use crate::machine::estimate::per_step;
+use crate::machine::sim::demand::{Demand, demand};
+use crate::plan::Plan;
+use crate::program::{Instr, Program, height, programs};
+use crate::spec::job::PerPlace;
+
+/// Depths whose difference is one layer's part, as often as it is.
+pub const DEPTHS: (u64, u64) = (4, 8);
+
+/// What the steps of a plan take of each place, and ask of each server in their forward passes and after them.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Taken {
+    /// Bytes.
+    pub peak: PerPlace<f64>,
+    /// Forward passes.
+    pub forward: Demand,
+    /// Backward passes and updates.
+    pub later: Demand,
+}
+
+impl Taken {
+    /// What `plan` takes.
+    ///
+    /// # Errors
+    /// Where a choice cannot be applied.
+    pub fn by(plan: &Plan) -> Result<Taken> {
+        let programs = per_step_programs(plan)?;
+        let peak = height(&programs);
+        let half = |wanted: bool| -> Demand {
+            let of = |p: &Program| -> Demand {
+                let all = demand(p, &plan.job.target).into_iter();
+                let half = all.filter(|((_, later), _)| *later == wanted);
+                half.map(|(_, demand)| demand).sum::<Demand>() * per_step(p.when, None)
+            };
+            programs.iter().map(of).sum()
+        };
+        Ok(Taken {
+            peak: peak.map(|bytes| bytes.0 as f64),
+            forward: half(false),
+            later: half(true),
+        })
+    }
+
+    /// The line through what models of [`DEPTHS`] take, at `layers`: layers of one kind take the same each.
+    pub fn continued(near: &Taken, far: &Taken, layers: u64) -> Taken {
+        let steps = (layers as f64 - DEPTHS.1 as f64) / (DEPTHS.1 - DEPTHS.0) as f64;
+        let demand = |a: Demand, b: Demand| b + (b - a) * steps;
+        Taken {
+            peak: PerPlace::new(|p| far.peak[p] + (far.peak[p] - near.peak[p]) * steps),
+            forward: demand(near.forward, far.forward),
+            later: demand(near.later, far.later),
+        }
+    }
+}
+
+impl std::ops::Sub for Taken {
+    type Output = Taken;
+    fn sub(self, other: Taken) -> Taken {
+        Taken {
+            peak: PerPlace::new(|p| self.peak[p] - other.peak[p]),
+            forward: self.forward - other.forward,
+            later: self.later - other.later,
+        }
+    }
+}
+
+/// What a fate of a saved value changes, for each layer that it is chosen in.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Change {
+    /// Index of the saved value.
+    pub saved: usize,
+    /// What becomes of it.
+    pub fate: Fate,
+    /// Bytes between forward and backward pass, more (or less) than where it is kept.
+    pub held: PerPlace<f64>,
+    /// Work of the forward pass, more than where it is kept.
+    pub forward: Demand,
+    /// Work after it.
+    pub later: Demand,
+}
+
+/// Programs of `plan` that run in a step.
+fn per_step_programs(plan: &Plan) -> Result<Vec<Program>> {
+    let mut set = plan.steps()?;
+    set.steps.retain(|(when, _)| per_step(*when, None) > 0.0);
+    programs(set, plan.job.target.backend)
+}
+
+/// The fates that `all` saved values can have, each at a layer of its own of one model: layer 1 is for the first of them; the first
+/// layer and the last two keep everything.
+pub fn each_fate(all: &[Saved], open: &[Fate]) -> Vec<(usize, Fate)> {
+    let fates = |saved: usize| {
+        let suits = move |fate: &&Fate| fate.suits(&all[saved]);
+        open.iter().filter(suits).map(move |&fate| (saved, fate))
+    };
+    (0..all.len()).flat_map(fates).collect()
+}
+
+/// Layers of the model in which each of `fates` has one.
+pub fn depth(fates: &[(usize, Fate)]) -> u64 {
+    fates.len() as u64 + 3
+}
+
+/// Reads what each of `fates` changes off `plan`, in which fate `i` is chosen at layer `i + 1`.
+///
+/// # Errors
+/// Where a choice cannot be applied.
+pub fn changes(plan: &Plan, fates: &[(usize, Fate)]) -> Result<Vec<Change>> {
+    let programs = per_step_programs(plan)?;
+    let layers = plan.job.model.layers as usize;
+    let (mut held, mut asked) = (
+        vec![PerPlace::<f64>::default(); layers],
+        vec![[Demand::default(); 2]; layers],
+    );
+    for program in &programs {
+        for ((block, later), demand) in demand(program, &plan.job.target) {
+            if let Some(layer) = layer_of(&block) {
+                let sum = &mut asked[layer][usize::from(later)];
+                *sum = *sum + demand * per_step(program.when, None);
+            }
+        }
+        for (into, own) in held.iter_mut().zip(at_turn(program, layers)) {
+            *into = PerPlace::new(|p| into[p].max(own[p]));
+        }
+    }
+    let kept = layers - 2;
+    let change = |(index, &(saved, fate)): (usize, &(usize, Fate))| {
+        let layer = index + 1;
+        Change {
+            saved,
+            fate,
+            held: PerPlace::new(|p| held[layer][p] - held[kept][p]),
+            forward: asked[layer][0] - asked[kept][0],
+            later: asked[layer][1] - asked[kept][1],
+        }
+    };
+    Ok(fates.iter().enumerate().map(change).collect())
+}
+
+/// The layer a path lies in.
+fn layer_of(path: &str) -> Option<usize> {
+    let rest = path.strip_prefix("layers.")?;
+    rest.split(['/', '.']).next()?.parse().ok()
+}
+
+/// Passing bytes alive when the forward pass of the last layer ends, by the layer in whose path they lie.
+fn at_turn(program: &Program, layers: usize) -> Vec<PerPlace<f64>> {
+    let forward = |instr: &Instr| match instr {
+        Instr::Launch { node, .. } => {
+            let node = &program.step.nodes[*node as usize];
+            node.phase == Phase::Forward && layer_of(&node.block).is_some()
+        }
+        _ => false,
+    };
+    let end = program.code.iter().rposition(forward).map_or(0, |at| at + 1);
+    let mut alive = vec![PerPlace::default(); layers];
+    for instr in &program.code[..end] {
+        let (id, sign) = match instr {
+            Instr::Alloc(id) => (id, 1.0),
+            Instr::Free(id) => (id, -1.0),
+            _ => continue,
+        };
+        let buffer = program.buffer(*id);
+        if let Some(layer) = layer_of(&buffer.name) {
+            alive[layer][buffer.place] += sign * buffer.bytes.0 as f64;
+        }
+    }
+    alive
+}
+
+/// The step of `plan` that ends with a backward pass, for reading what it saves.
+///
+/// # Errors
+/// Where a choice cannot be applied.
+pub fn steady(plan: &Plan) -> Result<Option<crate::graph::Step>> {
+    let set = plan.steps()?;
+    let steady = set.steps.into_iter().find(|(when, _)| *when == When::Steady);
+    Ok(steady.map(|(_, step)| step))
+}
