@@ -9,8 +9,8 @@ use super::{Node, Spot, Step, Stream};
 use crate::error::Result;
 use crate::spec::job::Place;
 
-/// Inserts the fetches and write-backs that `step` needs: inputs that lie elsewhere are fetched `lead` blocks ahead,
-/// once per block; what is overwritten is written back at once where it is kept or read again.
+/// Inserts the fetches and write-backs that `step` needs: inputs that lie elsewhere are fetched `lead` units ahead,
+/// once per unit; what is overwritten is written back at once where it is kept or read again.
 ///
 /// # Errors
 /// Where a move cannot be typed.
@@ -45,8 +45,8 @@ pub fn bring(step: &mut Step, lead: usize) -> Result<()> {
     Ok(())
 }
 
-/// Lets device bytes whose last use is a copy out stay alive for `lag` more blocks, so that the compute stream does not wait for
-/// the copy at once.
+/// Lets device bytes that are copied out stay alive for `lag` more units, so that the compute stream does not wait for the copy at
+/// once.
 pub fn settle(step: &mut Step, lag: usize) {
     let units = units(step);
     let mut last = BTreeMap::new();
@@ -55,15 +55,16 @@ pub fn settle(step: &mut Step, lag: usize) {
             last.insert(step.tensor(value).storage, index);
         }
     }
-    let leaves = |index: usize, node: &Node| {
+    let leaves = |node: &Node, at: usize| {
         let storage = step.tensor(node.inputs[0]).storage;
         let from = step.storage(storage);
-        from.place == Place::Gpu && !from.shared && last.get(&storage) == Some(&index)
+        let ends = last.get(&storage).is_some_and(|&last| last < at);
+        from.place == Place::Gpu && !from.shared && ends
     };
     let mut insert: BTreeMap<usize, Vec<Node>> = BTreeMap::new();
     for (index, node) in step.nodes.iter().enumerate() {
-        if node.op.name() == MOVE && leaves(index, node) {
-            let at = units.partition_point(|&u| u < units[index] + 1 + lag);
+        let at = units.partition_point(|&u| u < units[index] + 1 + lag);
+        if node.op.name() == MOVE && leaves(node, at) {
             let origin: Name = format!("{}.settle", node.origin).into();
             insert.entry(at).or_default().push(Node {
                 op: Arc::new(Settle),
@@ -101,13 +102,21 @@ fn home(stream: Stream) -> Place {
     }
 }
 
-/// A run of nodes of one block and part of the step: what `lead` counts in.
+/// A run of nodes of one part of a block, such as `layers.3/mlp`, in one half of the step: what `lead` and `lag` count in.
 fn units(step: &Step) -> Vec<usize> {
+    let part = |node: &Node| {
+        let below = node.origin.strip_prefix(&*node.block);
+        let below = below.and_then(|rest| rest.strip_prefix('/'));
+        let first = below.and_then(|rest| rest.split('/').next());
+        first
+            .filter(|_| node.block.starts_with("layers."))
+            .map(String::from)
+    };
     let mut units = Vec::with_capacity(step.nodes.len());
-    let mut last: Option<(Name, bool)> = None;
+    let mut last: Option<(Name, bool, Option<String>)> = None;
     let mut unit = 0;
     for node in &step.nodes {
-        let here = Some((node.block.clone(), node.phase.is_later()));
+        let here = Some((node.block.clone(), node.phase.is_later(), part(node)));
         unit += usize::from(last.is_some() && last != here);
         last = here;
         units.push(unit);

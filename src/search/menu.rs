@@ -80,7 +80,14 @@ pub fn saved(step: &Step, layer: u64) -> Vec<Saved> {
         let index = *of.entry(*first).or_insert_with(|| {
             let leaves = Vec::new();
             let (bytes, droppable) = (Bytes::ZERO, true);
-            all.push((Saved { leaves, bytes, droppable }, false));
+            all.push((
+                Saved {
+                    leaves,
+                    bytes,
+                    droppable,
+                },
+                false,
+            ));
             all.len() - 1
         });
         let (group, wanted) = &mut all[index];
@@ -128,6 +135,8 @@ pub struct Home {
     pub whole: Vec<Choice>,
     /// Choices that may be made for some layers alone.
     pub by_layer: Vec<Choice>,
+    /// Half layers by which copies go ahead and stay behind, where that is not the default.
+    pub pace: Option<u32>,
 }
 
 impl Home {
@@ -153,6 +162,7 @@ pub fn homes(request: &Request) -> Vec<Home> {
         name: name.to_string(),
         whole,
         by_layer,
+        pace: None,
     };
     let mut homes = vec![home("", vec![], vec![])];
     if let Some(fused) = &fused {
@@ -170,19 +180,47 @@ pub fn homes(request: &Request) -> Vec<Home> {
     // With a fused update a gradient is gone before the next one comes; without, it is sent to where its update is.
     // Gradients that micro-batches add to stay on the device.
     let accumulates = request.fixed.iter().any(|c| c.technique == "accumulate");
-    let gradients = (fused.is_none() && !accumulates)
-        .then(|| offload(&[("what", "gradients")]));
+    let gradients = (fused.is_none() && !accumulates).then(|| offload(&[("what", "gradients")]));
     let whole: Vec<Choice> = fused.into_iter().collect();
     let with = |name: &str, more: Vec<Choice>| {
-        home(name, whole.clone(), gradients.iter().cloned().chain(more).collect())
+        home(
+            name,
+            whole.clone(),
+            gradients.iter().cloned().chain(more).collect(),
+        )
     };
-    homes.extend([
+    let away = [
         with("state on host, updated on device", vec![device.clone()]),
         with("state on host", vec![host.clone()]),
-        with("state and weights on host, updated on device", vec![device, parameters.clone()]),
+        with(
+            "state and weights on host, updated on device",
+            vec![device, parameters.clone()],
+        ),
         with("state and weights on host", vec![host, parameters.clone()]),
-        with("state on disk, weights on host", vec![disk.clone(), parameters]),
+        with(
+            "state on disk, weights on host",
+            vec![disk.clone(), parameters],
+        ),
         with("state and weights on disk", vec![disk, parameters_on_disk]),
-    ]);
+    ];
+    homes.extend(away.iter().flat_map(|home| [home.clone(), closer(home)]));
     homes
+}
+
+/// The same with copies one half layer ahead and behind: less is in flight, and less time is there for it.
+fn closer(home: &Home) -> Home {
+    let mut closer = home.clone();
+    closer.pace = Some(1);
+    closer
+        .by_layer
+        .iter_mut()
+        .for_each(|choice| paced(choice, 1));
+    closer
+}
+
+/// Lets a choice's copies go `pace` half layers ahead and stay as many behind.
+pub fn paced(choice: &mut Choice, pace: u32) {
+    for key in ["lead", "lag"] {
+        choice.args.0.insert(key.to_string(), pace.to_string());
+    }
 }

@@ -2,9 +2,10 @@
 
 use super::menu::{Fate, Saved};
 use crate::error::Result;
-use crate::graph::{Phase, When};
-use crate::machine::estimate::per_step;
+use crate::graph::{Phase, Stream, When};
+use crate::machine::estimate::{per_step, simulate};
 use crate::machine::sim::demand::{Demand, demand};
+use crate::machine::timeline::{Mark, Timeline};
 use crate::plan::Plan;
 use crate::program::{Instr, Program, height, programs};
 use crate::spec::job::PerPlace;
@@ -21,6 +22,8 @@ pub struct Taken {
     pub forward: Demand,
     /// Backward passes and updates.
     pub later: Demand,
+    /// Seconds until the first kernel after the forward pass starts, and from there on, as simulated.
+    pub spent: [f64; 2],
 }
 
 impl Taken {
@@ -30,20 +33,26 @@ impl Taken {
     /// Where a choice cannot be applied.
     pub fn by(plan: &Plan) -> Result<Taken> {
         let programs = per_step_programs(plan)?;
-        let peak = height(&programs);
-        let half = |wanted: bool| -> Demand {
-            let of = |p: &Program| -> Demand {
-                let all = demand(p, &plan.job.target).into_iter();
-                let half = all.filter(|((_, later), _)| *later == wanted);
-                half.map(|(_, demand)| demand).sum::<Demand>() * per_step(p.when, None)
-            };
-            programs.iter().map(of).sum()
+        let mut taken = Taken {
+            peak: height(&programs).map(|bytes| bytes.0 as f64),
+            ..Taken::default()
         };
-        Ok(Taken {
-            peak: peak.map(|bytes| bytes.0 as f64),
-            forward: half(false),
-            later: half(true),
-        })
+        for program in &programs {
+            let times = per_step(program.when, None);
+            for ((_, later), demand) in demand(program, &plan.job.target) {
+                let half = if later {
+                    &mut taken.later
+                } else {
+                    &mut taken.forward
+                };
+                *half = *half + demand * times;
+            }
+            let timeline = simulate(program, plan)?;
+            let turn = turn(program, &timeline).min(timeline.total.0);
+            taken.spent[0] += turn * times;
+            taken.spent[1] += (timeline.total.0 - turn) * times;
+        }
+        Ok(taken)
     }
 
     /// The line through what models of [`DEPTHS`] take, at `layers`: layers of one kind take the same each.
@@ -54,6 +63,7 @@ impl Taken {
             peak: PerPlace::new(|p| far.peak[p] + (far.peak[p] - near.peak[p]) * steps),
             forward: demand(near.forward, far.forward),
             later: demand(near.later, far.later),
+            spent: [0, 1].map(|h| far.spent[h] + (far.spent[h] - near.spent[h]) * steps),
         }
     }
 }
@@ -65,8 +75,19 @@ impl std::ops::Sub for Taken {
             peak: PerPlace::new(|p| self.peak[p] - other.peak[p]),
             forward: self.forward - other.forward,
             later: self.later - other.later,
+            spent: [0, 1].map(|half| self.spent[half] - other.spent[half]),
         }
     }
+}
+
+/// When the first kernel after the forward pass starts.
+fn turn(program: &Program, timeline: &Timeline) -> f64 {
+    let later = |mark: &&Mark| {
+        let phase = program.phase(&program.code[mark.at]);
+        mark.stream == Stream::Compute && phase.is_some_and(Phase::is_later)
+    };
+    let starts = timeline.marks.iter().filter(later).map(|mark| mark.start);
+    starts.fold(f64::INFINITY, f64::min)
 }
 
 /// What a fate of a saved value changes, for each layer that it is chosen in.
@@ -157,7 +178,11 @@ fn at_turn(program: &Program, layers: usize) -> Vec<PerPlace<f64>> {
         }
         _ => false,
     };
-    let end = program.code.iter().rposition(forward).map_or(0, |at| at + 1);
+    let end = program
+        .code
+        .iter()
+        .rposition(forward)
+        .map_or(0, |at| at + 1);
     let mut alive = vec![PerPlace::default(); layers];
     for instr in &program.code[..end] {
         let (id, sign) = match instr {
@@ -179,6 +204,9 @@ fn at_turn(program: &Program, layers: usize) -> Vec<PerPlace<f64>> {
 /// Where a choice cannot be applied.
 pub fn steady(plan: &Plan) -> Result<Option<crate::graph::Step>> {
     let set = plan.steps()?;
-    let steady = set.steps.into_iter().find(|(when, _)| *when == When::Steady);
+    let steady = set
+        .steps
+        .into_iter()
+        .find(|(when, _)| *when == When::Steady);
     Ok(steady.map(|(_, step)| step))
 }

@@ -5,11 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use rayon::prelude::*;
 
 use super::menu::{self, Fate, Home, Saved};
-use super::milp::{Column, Counts, Layers};
+use super::milp::{Column, Counts, Kind, Layers};
 use super::price::{self, decides, names_layers};
 use super::sample::{self, Change, DEPTHS, Taken};
 use super::{Candidate, Proposal, may_choose};
 use crate::error::Result;
+use crate::graph::Stream;
 use crate::machine::estimate;
 use crate::plan::{Choice, Plan, Request};
 use crate::spec::job::{Budget, PerPlace, Place};
@@ -31,9 +32,9 @@ pub struct Problems {
     /// One for each home.
     pub all: Vec<Problem>,
     /// What a layer saves.
-    saved: Vec<Saved>,
+    pub saved: Vec<Saved>,
     /// What may become of it.
-    changes: Vec<Change>,
+    pub changes: Vec<Change>,
     /// Choices that all plans have: kernels that need less and are no slower.
     kernels: Vec<Choice>,
     /// The blocks beside the layers that hold parameters.
@@ -52,7 +53,9 @@ impl Problems {
         let device = device.cloned().unwrap_or_else(|| homes[0].clone());
         let shallow = at_depth(request, DEPTHS.0);
         let step = sample::steady(&planned(&shallow, &device.choices("*"), &kernels)?)?;
-        let saved = step.as_ref().map_or(Vec::new(), |step| menu::saved(step, 1));
+        let saved = step
+            .as_ref()
+            .map_or(Vec::new(), |step| menu::saved(step, 1));
         let others = step.as_ref().map_or(Vec::new(), |step| {
             let shared = step.storages.iter().filter(|s| s.shared);
             let first = shared.filter_map(|s| s.name.split('/').next());
@@ -70,16 +73,15 @@ impl Problems {
         let taken = |home: &Home| problems.taken(request, home);
         let all: Vec<Result<Measured>> = homes.par_iter().map(taken).collect();
         let at_device = homes.iter().position(|h| *h == device).unwrap_or(0);
-        let layer = all[at_device].as_ref().ok().map(|m| m.layer);
-        let mut refused = None;
-        for (home, measured) in homes.into_iter().zip(all) {
-            match measured {
-                Ok(measured) => problems.all.push(problems.problem(request, home, measured, layer)),
-                Err(error) => refused = refused.or(Some(error)),
+        let device = all[at_device].as_ref().ok();
+        for (home, measured) in homes.into_iter().zip(&all) {
+            if let Ok(measured) = measured {
+                let problem = problems.problem(request, home, measured, device);
+                problems.all.push(problem);
             }
         }
-        match (problems.all.is_empty(), refused) {
-            (true, Some(error)) => Err(error),
+        match all.into_iter().find_map(Result::err) {
+            Some(error) if problems.all.is_empty() => Err(error),
             _ => Ok(problems),
         }
     }
@@ -87,62 +89,60 @@ impl Problems {
     /// What a home takes of a model of the request's depth, and for each of its layers.
     fn taken(&self, request: &Request, home: &Home) -> Result<Measured> {
         let at = |layers: u64, more: &[Choice]| {
-            let all: Vec<Choice> = home.choices("*").into_iter().chain(more.iter().cloned()).collect();
+            let all: Vec<Choice> = home
+                .choices("*")
+                .into_iter()
+                .chain(more.iter().cloned())
+                .collect();
             Taken::by(&planned(&at_depth(request, layers), &all, &self.kernels)?)
         };
-        let layers = request.job.model.layers;
-        let (near, far) = (at(DEPTHS.0, &[])?, at(DEPTHS.1, &[])?);
-        let kept = Taken::continued(&near, &far, layers);
-        let layer = Taken::continued(&near, &far, DEPTHS.1 + 1) - far;
         let drops = self.changes.iter().any(|c| c.fate == Fate::Recompute);
+        let kept = Line::new(at(DEPTHS.0, &[])?, at(DEPTHS.1, &[])?);
         let floor = match drops {
             true => {
                 let all = [Choice::new("recompute", "layers.*", &[])];
-                let (near, far) = (at(DEPTHS.0, &all)?, at(DEPTHS.1, &all)?);
-                Taken::continued(&near, &far, layers).peak.gpu
+                Line::new(at(DEPTHS.0, &all)?, at(DEPTHS.1, &all)?)
             }
-            false => kept.peak.gpu,
+            false => kept,
         };
-        Ok(Measured { kept, layer, floor })
+        Ok(Measured { kept, floor })
     }
 
     fn problem(
         &self,
         request: &Request,
         home: Home,
-        measured: Measured,
-        device: Option<Taken>,
+        measured: &Measured,
+        device: Option<&Measured>,
     ) -> Problem {
         let count = request.job.model.layers;
-        let mut columns: Vec<Column> = (self.changes.iter())
-            .map(|change| Column {
-                takes: Taken {
-                    peak: change.held,
-                    forward: change.forward,
-                    later: change.later,
-                },
-                most: match change.fate {
-                    Fate::Recompute => count,
-                    // What the last layer sends away comes back at once.
-                    Fate::Offload => count.saturating_sub(1),
-                },
-                subject: change.saved,
-                lasting: false,
-            })
-            .collect();
-        if let (false, Some(device)) = (home.by_layer.is_empty(), device) {
-            columns.push(Column {
-                takes: device - measured.layer,
-                most: count.saturating_sub(1),
-                subject: self.saved.len(),
-                lasting: true,
-            });
-        }
+        let column = |change: &Change| Column {
+            takes: Taken {
+                peak: change.held,
+                forward: change.forward,
+                later: change.later,
+                ..Taken::default()
+            },
+            most: match change.fate {
+                Fate::Recompute => count,
+                // What the last layers send away comes back at once.
+                Fate::Offload => count.saturating_sub(2),
+            },
+            subject: change.saved,
+        };
+        let kind = |m: &Measured| Kind {
+            takes: m.kept.layer,
+            floor: m.floor.layer.peak.gpu,
+            strain: m.strain(),
+        };
+        let away = !home.by_layer.is_empty() && !names_layers(request);
+        let others = device.filter(|_| away).map(kind);
         let layers = Layers {
             count,
-            kept: measured.kept,
-            floor: measured.floor,
-            columns,
+            rest: measured.kept.rest,
+            floor: measured.floor.rest.peak.gpu,
+            kinds: [kind(measured)].into_iter().chain(others).collect(),
+            columns: self.changes.iter().map(column).collect(),
         };
         Problem { home, layers }
     }
@@ -150,33 +150,24 @@ impl Problems {
     /// The plan of `counts`.
     pub fn proposal(&self, problem: &Problem, counts: &Counts) -> Proposal {
         let layers = problem.layers.count;
-        let whole = |index: usize| counts.of.get(index).map_or(0, |&n| n.round() as u64);
+        let at_home = counts.kinds.get(1).map_or(0, |&n| n as u64);
+        let kept: BTreeSet<u64> = spread(at_home, layers);
         let mut sites: BTreeMap<(Fate, BTreeSet<u64>), Vec<usize>> = BTreeMap::new();
         for saved in 0..self.saved.len() {
-            let number = |fate: Fate| {
-                let is = |c: &Change| c.saved == saved && c.fate == fate;
-                self.changes.iter().position(is).map_or(0, whole)
-            };
-            let sent = spread(number(Fate::Offload), layers - 1);
-            let left = (0..layers).filter(|l| !sent.contains(l));
-            let dropped: BTreeSet<u64> = left.take(number(Fate::Recompute) as usize).collect();
-            for (fate, set) in [(Fate::Offload, sent), (Fate::Recompute, dropped)] {
+            for (fate, set) in self.fates(saved, counts, &kept, layers) {
                 if !set.is_empty() {
                     sites.entry((fate, set)).or_default().push(saved);
                 }
             }
         }
-        let home = self.changes.len();
-        let kept = spread(whole(home), layers);
         let mut choices = problem.home.choices(&self.away(&kept, layers));
         choices.extend(self.kernels.iter().cloned());
         for ((fate, set), saved) in &sites {
-            choices.push(self.choice(*fate, set, saved, layers));
+            choices.push(self.choice(&problem.home, *fate, set, saved, layers));
         }
         let part = |n: usize, what: &str| format!("{what} in {n} of {layers} layers");
-        let mut names: Vec<String> = Vec::from_iter(
-            (!problem.home.name.is_empty()).then(|| problem.home.name.clone()),
-        );
+        let mut names: Vec<String> =
+            Vec::from_iter((!problem.home.name.is_empty()).then(|| problem.home.name.clone()));
         if !kept.is_empty() {
             names.push(part(kept.len(), "at home"));
         }
@@ -194,6 +185,35 @@ impl Problems {
         }
     }
 
+    /// The layers in which `saved` has each fate: evenly where it is sent away, the earliest of the rest where it is dropped.
+    fn fates(
+        &self,
+        saved: usize,
+        counts: &Counts,
+        kept: &BTreeSet<u64>,
+        layers: u64,
+    ) -> [(Fate, BTreeSet<u64>); 2] {
+        let mut sets = [BTreeSet::new(), BTreeSet::new()];
+        for (kind, counts) in counts.columns.iter().enumerate() {
+            let own: Vec<u64> = (0..layers)
+                .filter(|l| kept.contains(l) == (kind == 1))
+                .collect();
+            let number = |fate: Fate| {
+                let is = |c: &Change| c.saved == saved && c.fate == fate;
+                let index = self.changes.iter().position(is);
+                index.map_or(0, |index| counts[index] as u64)
+            };
+            let early = own.iter().filter(|&&l| l + 2 < layers).count() as u64;
+            let sent = spread(number(Fate::Offload), early);
+            let sent: BTreeSet<u64> = sent.into_iter().map(|at| own[at as usize]).collect();
+            let left = own.iter().filter(|l| !sent.contains(l)).copied();
+            sets[1].extend(left.take(number(Fate::Recompute) as usize));
+            sets[0].extend(sent);
+        }
+        let [sent, dropped] = sets;
+        [(Fate::Offload, sent), (Fate::Recompute, dropped)]
+    }
+
     /// The site of what is not kept on the device in `kept` layers.
     fn away(&self, kept: &BTreeSet<u64>, layers: u64) -> String {
         if kept.is_empty() {
@@ -206,7 +226,14 @@ impl Problems {
     }
 
     /// One choice for all `saved` values with one fate in the same layers.
-    fn choice(&self, fate: Fate, set: &BTreeSet<u64>, saved: &[usize], layers: u64) -> Choice {
+    fn choice(
+        &self,
+        home: &Home,
+        fate: Fate,
+        set: &BTreeSet<u64>,
+        saved: &[usize],
+        layers: u64,
+    ) -> Choice {
         let sites = match set.len() as u64 == layers {
             true => "layers.*".to_string(),
             false => menu::layers(set),
@@ -219,20 +246,63 @@ impl Problems {
                 menu::site(&of, &sites)
             }
         };
-        Choice::new(fate.technique(), &site, &[])
+        let mut choice = Choice::new(fate.technique(), &site, &[]);
+        if let (Fate::Offload, Some(pace)) = (fate, home.pace) {
+            menu::paced(&mut choice, pace);
+        }
+        choice
     }
 }
 
 /// What was read off a home.
 struct Measured {
-    kept: Taken,
+    /// Where everything is kept.
+    kept: Line,
+    /// Where all saved values are dropped.
+    floor: Line,
+}
+
+impl Measured {
+    /// Seconds that a second of recomputation adds.
+    fn strain(&self) -> [f64; 2] {
+        let more = self.floor.layer - self.kept.layer;
+        let compute = Stream::Compute as usize;
+        let of = |spent: f64, work: f64| {
+            if work > 0.0 {
+                (spent / work).max(0.0)
+            } else {
+                1.0
+            }
+        };
+        [
+            of(more.spent[0], more.forward.0[compute]),
+            of(more.spent[1], more.later.0[compute]),
+        ]
+    }
+}
+
+/// What a layer takes, and what the step takes beside its layers.
+#[derive(Debug, Clone, Copy)]
+struct Line {
     layer: Taken,
-    floor: f64,
+    rest: Taken,
+}
+
+impl Line {
+    /// Through what models of [`DEPTHS`] take.
+    fn new(near: Taken, far: Taken) -> Line {
+        Line {
+            layer: Taken::continued(&near, &far, DEPTHS.1 + 1) - far,
+            rest: Taken::continued(&near, &far, 0),
+        }
+    }
 }
 
 /// `count` of `layers` layers, evenly.
 fn spread(count: u64, layers: u64) -> BTreeSet<u64> {
-    (0..count.min(layers)).map(|i| (i * layers + layers / 2) / count.min(layers)).collect()
+    (0..count.min(layers))
+        .map(|i| (i * layers + layers / 2) / count.min(layers))
+        .collect()
 }
 
 /// The request for a model of `layers` layers; of no fewer than its own where a fixed choice names layers by number.
@@ -247,7 +317,10 @@ fn at_depth(request: &Request, layers: u64) -> Request {
 
 /// The plan of what is fixed, and of `choices` and `kernels` about anything else.
 fn planned(request: &Request, choices: &[Choice], kernels: &[Choice]) -> Result<Plan> {
-    let own = choices.iter().chain(kernels).filter(|c| !decides(request, c));
+    let own = choices
+        .iter()
+        .chain(kernels)
+        .filter(|c| !decides(request, c));
     let all = request.fixed.iter().chain(own).cloned().collect();
     Plan::new(request.job.clone(), all)
 }
@@ -278,7 +351,10 @@ fn changes(
         return Ok(Vec::new());
     }
     let request = at_depth(request, sample::depth(&fates));
-    let chosen = fates.iter().enumerate().map(|(i, (s, f))| at_layer(i, &saved[*s], *f));
+    let chosen = fates
+        .iter()
+        .enumerate()
+        .map(|(i, (s, f))| at_layer(i, &saved[*s], *f));
     let choices: Vec<Choice> = home.choices("*").into_iter().chain(chosen).collect();
     sample::changes(&planned(&request, &choices, kernels)?, &fates)
 }
@@ -311,9 +387,9 @@ const ROUNDS: usize = 4;
 pub fn solve(request: &Request, budget: &Budget) -> Result<Solved> {
     let problems = Problems::of(request)?;
     let solved = |problem: &Problem| {
-        let bound = problem.layers.fastest(budget, &[], false);
-        let counts = bound.as_ref().and_then(|_| problem.layers.fastest(budget, &[], true));
-        (bound.map(|b| b.seconds), counts)
+        let bound = problem.layers.bound(budget);
+        let counts = bound.and_then(|_| problem.layers.fastest(budget, &[]));
+        (bound, counts)
     };
     let all: Vec<_> = problems.all.par_iter().map(solved).collect();
     let bound = all.iter().filter_map(|(bound, _)| *bound).reduce(f64::min);
@@ -359,7 +435,7 @@ impl Problems {
             for (back, over) in held_back.iter_mut().zip(over) {
                 *back += over.max(0.0);
             }
-            match problem.layers.fastest(budget, &held_back, true) {
+            match problem.layers.fastest(budget, &held_back) {
                 Some(tighter) => counts = tighter,
                 None => return Ok(candidate),
             }

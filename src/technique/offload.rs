@@ -45,13 +45,13 @@ impl Technique for Offload {
                 },
                 Argument {
                     key: "lag",
-                    default: "1",
-                    meaning: "blocks after which the device waits for a copy out",
+                    default: "2",
+                    meaning: "half layers after which the device waits for a copy out",
                 },
                 Argument {
                     key: "lead",
-                    default: "1",
-                    meaning: "blocks before a use at which its copy in is issued",
+                    default: "2",
+                    meaning: "half layers before a use at which its copy in is issued",
                 },
             ],
         }

@@ -117,11 +117,8 @@ impl Segment {
             Segment::Any => true,
             Segment::Text(text) => part == text,
             Segment::Each(stem) => numbered(stem).is_some(),
-            Segment::Ranges(stem, ranges) => numbered(stem).is_some_and(|n| {
-                ranges
-                    .iter()
-                    .any(|&(from, to)| (from..=to).contains(&n))
-            }),
+            Segment::Ranges(stem, ranges) => numbered(stem)
+                .is_some_and(|n| ranges.iter().any(|&(from, to)| (from..=to).contains(&n))),
         }
     }
 }

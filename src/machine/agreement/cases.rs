@@ -92,7 +92,7 @@ const FULL: Table = Table {
             "",
             "offload:what=activations",
             "offload:what=activations,to=disk",
-            "offload:what=activations,lead=2,lag=2",
+            "offload:what=activations,lead=1,lag=1",
             "offload:what=activations,site=layers.1",
         ],
         &[

@@ -75,11 +75,9 @@ pub fn demand(program: &Program, target: &Target) -> BTreeMap<(Name, bool), Dema
     let mut demands: BTreeMap<(Name, bool), Demand> = BTreeMap::new();
     for instr in &program.code {
         let (index, stream, cost) = match *instr {
-            Instr::Launch { node, stream, .. } => (
-                node,
-                stream,
-                node_cost(&program.step, node, stream, target),
-            ),
+            Instr::Launch { node, stream, .. } => {
+                (node, stream, node_cost(&program.step, node, stream, target))
+            }
             Instr::Copy {
                 from,
                 to,
