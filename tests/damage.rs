@@ -70,8 +70,7 @@ pub fn tiled() -> Program {
     step.nodes.push(back);
     let set = StepSet {
         steps: vec![(When::Steady, step)],
-        lead: 0,
-        lag: 0,
+        ..StepSet::default()
     };
     programs(set, Backend::Cpu { threads: 1 })
         .unwrap()

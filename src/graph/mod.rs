@@ -363,9 +363,35 @@ impl Step {
 pub struct StepSet {
     /// Each step and how often it runs.
     pub steps: Vec<(When, Step)>,
-    /// Blocks before a use at which what it needs is fetched.
+    /// How copies run.
+    pub paces: Paces,
+}
+
+/// How copies run, by what is copied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Paces {
+    /// Activations.
+    pub activations: Pace,
+    /// Everything else.
+    pub others: Pace,
+}
+
+impl Paces {
+    /// How copies of what plays `role` run.
+    pub fn of(&self, role: Role) -> Pace {
+        match role {
+            Role::Activation => self.activations,
+            _ => self.others,
+        }
+    }
+}
+
+/// How far copies run ahead of and behind the kernels, in halves of layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Pace {
+    /// Before a use, at which what it needs is fetched.
     pub lead: usize,
-    /// Blocks after a copy out for which its source stays, before the compute stream waits.
+    /// After a copy out, for which its source stays before the compute stream waits.
     pub lag: usize,
 }
 

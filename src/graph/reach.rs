@@ -5,16 +5,16 @@ use std::sync::Arc;
 
 use super::op::transfer::{MOVE, Move, SETTLE, Settle};
 use super::tensor::{Name, TensorId};
-use super::{Node, Spot, Step, Stream};
+use super::{Node, Paces, Spot, Step, Stream};
 use crate::error::Result;
 use crate::spec::job::Place;
 
-/// Inserts the fetches and write-backs that `step` needs: inputs that lie elsewhere are fetched `lead` units ahead,
+/// Inserts the fetches and write-backs that `step` needs: inputs that lie elsewhere are fetched some units ahead,
 /// once per unit; what is overwritten is written back at once where it is kept or read again.
 ///
 /// # Errors
 /// Where a move cannot be typed.
-pub fn bring(step: &mut Step, lead: usize) -> Result<()> {
+pub fn bring(step: &mut Step, paces: &Paces) -> Result<()> {
     let units = units(step);
     let mut read = vec![false; step.tensors.len()];
     for input in step.nodes.iter().flat_map(|n| &n.inputs) {
@@ -23,7 +23,7 @@ pub fn bring(step: &mut Step, lead: usize) -> Result<()> {
     let mut bringer = Bringer {
         step,
         read,
-        lead,
+        paces,
         units,
         fetched: BTreeMap::new(),
         made: BTreeMap::new(),
@@ -45,9 +45,8 @@ pub fn bring(step: &mut Step, lead: usize) -> Result<()> {
     Ok(())
 }
 
-/// Lets device bytes that are copied out stay alive for `lag` more units, so that the compute stream does not wait for the copy at
-/// once.
-pub fn settle(step: &mut Step, lag: usize) {
+/// Lets device bytes that are copied out stay alive for some units more, so that the compute stream does not wait for the copy at once.
+pub fn settle(step: &mut Step, paces: &Paces) {
     let units = units(step);
     let mut last = BTreeMap::new();
     for (index, node) in step.nodes.iter().enumerate() {
@@ -63,8 +62,12 @@ pub fn settle(step: &mut Step, lag: usize) {
     };
     let mut insert: BTreeMap<usize, Vec<Node>> = BTreeMap::new();
     for (index, node) in step.nodes.iter().enumerate() {
+        if node.op.name() != MOVE {
+            continue;
+        }
+        let lag = paces.of(step.storage_of(node.inputs[0]).role).lag;
         let at = units.partition_point(|&u| u < units[index] + 1 + lag);
-        if node.op.name() == MOVE && leaves(node, at) {
+        if leaves(node, at) {
             let origin: Name = format!("{}.settle", node.origin).into();
             insert.entry(at).or_default().push(Node {
                 op: Arc::new(Settle),
@@ -126,7 +129,7 @@ fn units(step: &Step) -> Vec<usize> {
 
 struct Bringer<'a> {
     step: &'a mut Step,
-    lead: usize,
+    paces: &'a Paces,
     units: Vec<usize>,
     /// Whether some node reads each value.
     read: Vec<bool>,
@@ -169,9 +172,10 @@ impl Bringer<'_> {
             return Ok(copy);
         }
         let storage = self.step.tensor(value).storage;
-        let first = self.units.partition_point(|&u| u + self.lead < unit);
+        let lead = self.paces.of(self.step.storage_of(value).role).lead;
+        let first = self.units.partition_point(|&u| u + lead < unit);
         let after = self.made.get(&storage.0).map_or(0, |&made| made + 1);
-        let at = if own && self.lead == 0 {
+        let at = if own && lead == 0 {
             index
         } else {
             first.max(after).min(index)

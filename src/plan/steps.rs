@@ -39,8 +39,7 @@ impl Plan {
         let draft = self.draft()?;
         let mut set = StepSet {
             steps: self.training(&draft)?,
-            lead: 0,
-            lag: 0,
+            ..StepSet::default()
         };
         set.steps
             .push((When::Evaluate, self.forward(&draft, false)?.step));
@@ -50,9 +49,10 @@ impl Plan {
                 .gap(&mut set, &choice.sites()?, &choice.args)?;
         }
         agree_on_places(&mut set);
+        let paces = set.paces;
         for (_, step) in &mut set.steps {
-            reach::bring(step, set.lead)?;
-            reach::settle(step, set.lag);
+            reach::bring(step, &paces)?;
+            reach::settle(step, &paces);
         }
         Ok(set)
     }

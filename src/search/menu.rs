@@ -13,6 +13,9 @@ use crate::spec::units::Bytes;
 /// Values smaller than this stay: a copy's fixed cost is larger than what they save.
 const LEAST: Bytes = Bytes(16 << 10);
 
+/// Half layers by which copies go ahead and stay behind where nothing is said.
+const PACE: u64 = 2;
+
 /// What the forward pass of a layer saves in one piece: the nodes that make it, by their paths below the layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Saved {
@@ -135,16 +138,19 @@ pub struct Home {
     pub whole: Vec<Choice>,
     /// Choices that may be made for some layers alone.
     pub by_layer: Vec<Choice>,
-    /// Half layers by which copies go ahead and stay behind, where that is not the default.
-    pub pace: Option<u32>,
+    /// Half layers by which copies go ahead and stay behind.
+    pub pace: u64,
 }
 
 impl Home {
-    /// Its choices, those by layer at `site`.
-    pub fn choices(&self, site: &str) -> Vec<Choice> {
-        let at = |choice: &Choice| Choice {
-            site: site.to_string(),
-            ..choice.clone()
+    /// Its choices, those by layer at `site`, which every so many layers have: copies for one have the time of the layers up to the
+    /// next.
+    pub fn choices(&self, site: &str, every: u64) -> Vec<Choice> {
+        let at = |choice: &Choice| {
+            let mut choice = choice.clone();
+            choice.site = site.to_string();
+            paced(&mut choice, 2 * (every - 1) + self.pace);
+            choice
         };
         (self.whole.iter().cloned())
             .chain(self.by_layer.iter().map(at))
@@ -162,7 +168,7 @@ pub fn homes(request: &Request) -> Vec<Home> {
         name: name.to_string(),
         whole,
         by_layer,
-        pace: None,
+        pace: PACE,
     };
     let mut homes = vec![home("", vec![], vec![])];
     if let Some(fused) = &fused {
@@ -210,17 +216,13 @@ pub fn homes(request: &Request) -> Vec<Home> {
 /// The same with copies one half layer ahead and behind: less is in flight, and less time is there for it.
 fn closer(home: &Home) -> Home {
     let mut closer = home.clone();
-    closer.pace = Some(1);
-    closer
-        .by_layer
-        .iter_mut()
-        .for_each(|choice| paced(choice, 1));
+    closer.pace = 1;
     closer
 }
 
 /// Lets a choice's copies go `pace` half layers ahead and stay as many behind.
-pub fn paced(choice: &mut Choice, pace: u32) {
-    for key in ["lead", "lag"] {
+pub fn paced(choice: &mut Choice, pace: u64) {
+    for key in ["lead", "lag"].into_iter().filter(|_| pace != PACE) {
         choice.args.0.insert(key.to_string(), pace.to_string());
     }
 }

@@ -9,6 +9,7 @@ use super::sample::Taken;
 use crate::graph::Stream;
 use crate::machine::sim::demand::{Demand, SERVERS};
 use crate::spec::job::{Budget, PerPlace, Place};
+use crate::spec::units::Bytes;
 
 /// Counts that are not whole of which every rounding is tried.
 const TRIED: usize = 10;
@@ -83,15 +84,15 @@ impl Room<'_> {
 struct Variables {
     kinds: Vec<Variable>,
     columns: Vec<Vec<Variable>>,
-    /// Milliseconds of the forward passes and of what follows, for each kind.
-    halves: Vec<[Variable; 2]>,
+    /// Milliseconds of the forward passes and of what follows.
+    halves: [Variable; 2],
 }
 
 impl Layers {
     /// The fastest whole counts found within `budget`, less `held_back` bytes of each of its rows; `None` where there are none.
     ///
-    /// A layer's copies pass beside the compute of layers of its own kind: those last as long as their longest server, and as their
-    /// pipeline alone did.
+    /// Copies pass beside the compute of all layers in their half of the step, which lasts as long as its longest server, and as the
+    /// pipeline of each kind alone did.
     pub fn fastest(&self, budget: &Budget, held_back: &[f64]) -> Option<Counts> {
         let room = Room { budget, held_back };
         let relaxed = self.relaxed(&room, None)?;
@@ -111,18 +112,18 @@ impl Layers {
     /// The fastest counts, whole or not, with `second` layers of the second kind where that is given.
     fn relaxed(&self, room: &Room, second: Option<f64>) -> Option<Counts> {
         let (all, v) = self.variables();
-        let passes = v.halves.iter().flatten().sum::<Expression>();
+        let passes = v.halves.iter().sum::<Expression>();
         let mut model = all.minimise(passes).using(microlp);
         self.limit(&mut model, &v, room);
         if let (Some(second), Some(&kind)) = (second, v.kinds.get(1)) {
             model.add_constraint(constraint!(kind == second));
         }
-        for (kind, halves) in v.halves.iter().enumerate() {
-            for (half, &passes) in halves.iter().enumerate() {
-                for server in 0..SERVERS {
-                    let asked = self.asked(&v, kind, |taken| taken.half(half).0[server]);
-                    model.add_constraint(constraint!(asked <= passes));
-                }
+        for (half, &passes) in v.halves.iter().enumerate() {
+            for server in 0..SERVERS {
+                let asked = self.all(&v, |taken| taken.half(half).0[server]);
+                model.add_constraint(constraint!(asked <= passes));
+            }
+            for kind in 0..self.kinds.len() {
                 let pipeline = self.asked(&v, kind, |taken| taken.spent[half]);
                 let strained = self.columns.iter().zip(&v.columns[kind]);
                 let added = |(c, &n): (&Column, &Variable)| self.strain(kind, half, c) / MILLI * n;
@@ -161,40 +162,96 @@ impl Layers {
 
     /// The step's time as [`Layers::fastest`] counts it.
     pub fn seconds(&self, counts: &Counts) -> f64 {
-        let mut seconds: f64 = self.rest.spent.iter().sum();
+        let chosen = |kind: usize| {
+            let columns = self.columns.iter().zip(&counts.columns[kind]);
+            columns.filter(|(_, n)| **n > 0.0)
+        };
+        let half = |half: usize| {
+            let asked = |kind: usize| {
+                let own = *self.kinds[kind].takes.half(half) * counts.kinds[kind];
+                chosen(kind).fold(own, |sum, (c, &n)| sum + *c.takes.half(half) * n)
+            };
+            let pipeline = |kind: usize| {
+                let added = chosen(kind).map(|(c, n)| self.strain(kind, half, c) * n);
+                self.kinds[kind].takes.spent[half] * counts.kinds[kind] + added.sum::<f64>()
+            };
+            let kinds = 0..self.kinds.len();
+            let asked: Demand = kinds.clone().map(asked).sum();
+            self.rest.spent[half] + kinds.map(pipeline).fold(asked.longest(), f64::max)
+        };
+        half(0) + half(1)
+    }
+
+    /// What counts take of each place, and of the device where most saved values are gone.
+    fn peak(&self, counts: &Counts) -> (PerPlace<f64>, f64) {
+        let (mut peak, mut floor) = (self.rest.peak, self.floor);
         for (kind, columns) in counts.columns.iter().enumerate() {
-            let (layers, takes) = (counts.kinds[kind], &self.kinds[kind].takes);
-            for half in [0, 1] {
-                let chosen = || self.columns.iter().zip(columns).filter(|(_, n)| **n > 0.0);
-                let demand = |sum: Demand, (c, n): (&Column, &f64)| sum + *c.takes.half(half) * *n;
-                let asked = chosen().fold(*takes.half(half) * layers, demand);
-                let added: f64 = chosen().map(|(c, n)| self.strain(kind, half, c) * n).sum();
-                seconds += asked.longest().max(takes.spent[half] * layers + added);
+            let layers = counts.kinds[kind];
+            floor += self.kinds[kind].floor * layers;
+            peak = PerPlace::new(|p| {
+                let own = self.kinds[kind].takes.peak[p] * layers;
+                let held = self.columns.iter().zip(columns);
+                peak[p] + own + held.map(|(c, n)| c.takes.peak[p] * n).sum::<f64>()
+            });
+        }
+        (peak, floor)
+    }
+
+    /// Bytes by which counts pass their budget, summed over the rows they pass.
+    pub fn excess(&self, counts: &Counts, budget: &Budget) -> f64 {
+        let (peak, floor) = self.peak(counts);
+        let over = |(places, most): &(Vec<Place>, Bytes)| {
+            let taken: f64 = places.iter().map(|&p| peak[p]).sum();
+            let taken = match places.contains(&Place::Gpu) {
+                true => taken.max(floor),
+                false => taken,
+            };
+            (taken - most.0 as f64).max(0.0)
+        };
+        budget.rows.iter().map(over).sum()
+    }
+
+    /// The counts that take least of the device: all layers of the first kind, each saved value gone that may be.
+    pub fn smallest(&self) -> Counts {
+        let mut columns = vec![vec![0.0; self.columns.len()]; self.kinds.len()];
+        for subject in 0..self.subjects() {
+            let own = self
+                .columns
+                .iter()
+                .enumerate()
+                .filter(|(_, c)| c.subject == subject);
+            let rank =
+                |(_, c): &(usize, &Column)| (std::cmp::Reverse(c.most), c.takes.peak.gpu as i64);
+            if let Some((index, column)) = own.min_by_key(rank) {
+                columns[0][index] = column.most as f64;
             }
         }
-        seconds
+        let mut kinds = vec![0.0; self.kinds.len()];
+        kinds[0] = self.count as f64;
+        let seconds = 0.0;
+        let mut counts = Counts {
+            kinds,
+            columns,
+            seconds,
+        };
+        counts.seconds = self.seconds(&counts);
+        counts
     }
 
     /// Whether whole counts are a plan's, and within the budget.
     fn admits(&self, counts: &Counts, room: &Room) -> bool {
         let mut fates = vec![vec![0.0; self.subjects()]; self.kinds.len()];
-        let (mut peak, mut floor) = (self.rest.peak, self.floor);
-        for (kind, columns) in counts.columns.iter().enumerate() {
-            let layers = counts.kinds[kind];
-            peak = PerPlace::new(|p| peak[p] + self.kinds[kind].takes.peak[p] * layers);
-            floor += self.kinds[kind].floor * layers;
+        for (fates, columns) in fates.iter_mut().zip(&counts.columns) {
             for (column, &n) in self.columns.iter().zip(columns) {
-                peak = PerPlace::new(|p| peak[p] + column.takes.peak[p] * n);
-                fates[kind][column.subject] += n;
+                fates[column.subject] += n;
             }
         }
+        let once = fates.iter().zip(&counts.kinds);
+        let once = once.into_iter().all(|(of, n)| of.iter().all(|f| f <= n));
         let most = |(index, column): (usize, &Column)| {
             counts.columns.iter().map(|of| of[index]).sum::<f64>() <= column.most as f64
         };
-        let once = fates
-            .iter()
-            .zip(&counts.kinds)
-            .all(|(of, n)| of.iter().all(|f| f <= n));
+        let (peak, floor) = self.peak(counts);
         let fits = |(row, (places, _)): (usize, &(Vec<Place>, _))| {
             let most = room.most(row);
             let taken: f64 = places.iter().map(|&p| peak[p]).sum();
@@ -259,25 +316,24 @@ impl Layers {
     /// of the step's compute. `None` where no plan fits.
     pub fn bound(&self, budget: &Budget) -> Option<f64> {
         let (all, v) = self.variables();
-        let passes = v.halves.iter().flatten().sum::<Expression>();
+        let passes = v.halves.iter().sum::<Expression>();
         let mut model = all.minimise(passes.clone()).using(microlp);
         let held_back = &[];
         self.limit(&mut model, &v, &Room { budget, held_back });
-        let sum = |demand: &dyn Fn(&Taken) -> f64| -> Expression {
-            let kinds = 0..self.kinds.len();
-            kinds
-                .map(|kind| self.asked(&v, kind, demand))
-                .sum::<Expression>()
-                + demand(&self.rest) / MILLI
-        };
-        for half in [0, 1] {
-            let asked = sum(&|taken| taken.half(half).0[Stream::Compute as usize]);
-            let passes: Expression = v.halves.iter().map(|halves| halves[half]).sum();
+        let sum = |of: &dyn Fn(&Taken) -> f64| self.all(&v, of) + of(&self.rest) / MILLI;
+        let compute = Stream::Compute as usize;
+        for (half, &passes) in v.halves.iter().enumerate() {
+            let asked = sum(&|taken| taken.half(half).0[compute]);
             model.add_constraint(constraint!(asked <= passes));
         }
+        // What comes after the forward pass starts no earlier than a lead before its end.
+        let kinds = self.kinds.iter().map(|kind| kind.takes.forward.0[compute]);
+        let ahead = kinds.fold(0.0, f64::max) + self.rest.forward.0[compute].max(0.0);
         for server in 0..SERVERS {
             let asked = sum(&|taken| taken.forward.0[server] + taken.later.0[server]);
             model.add_constraint(constraint!(asked <= passes.clone()));
+            let asked = sum(&|taken| taken.later.0[server]);
+            model.add_constraint(constraint!(asked <= v.halves[1] + ahead / MILLI));
         }
         let solution = model.solve().ok()?;
         Some(solution.eval(&passes) * MILLI)
@@ -291,18 +347,13 @@ impl Layers {
         let kinds: Vec<Variable> = kinds.collect();
         let of_kind = |_: &Kind| self.columns.iter().map(|c| count(0, c.most)).collect();
         let columns = self.kinds.iter().map(of_kind).collect();
-        let halves = self.kinds.iter();
-        let halves = halves
-            .map(|_| [0; 2].map(|_| all.add(variable().min(0.0))))
-            .collect();
-        (
-            all,
-            Variables {
-                kinds,
-                columns,
-                halves,
-            },
-        )
+        let halves = [0; 2].map(|_| all.add(variable().min(0.0)));
+        let variables = Variables {
+            kinds,
+            columns,
+            halves,
+        };
+        (all, variables)
     }
 
     /// Adds what holds of any plan: each layer is of one kind, each saved value has one fate, and bytes stay within the budget.
@@ -332,9 +383,7 @@ impl Layers {
         for (row, (places, _)) in room.budget.rows.iter().enumerate() {
             let total = |peak: &PerPlace<f64>| places.iter().map(|&p| peak[p]).sum::<f64>() / GIB;
             let most = room.most(row) / GIB;
-            let kinds = 0..self.kinds.len();
-            let taken = kinds.map(|kind| self.asked(v, kind, |taken| total(&taken.peak) * MILLI));
-            let taken: Expression = taken.sum();
+            let taken = self.all(v, |taken| total(&taken.peak) * MILLI);
             model.add_constraint(constraint!(taken <= most - total(&self.rest.peak)));
             if places.contains(&Place::Gpu) {
                 let kinds = self.kinds.iter().zip(&v.kinds);
@@ -342,6 +391,12 @@ impl Layers {
                 model.add_constraint(constraint!(taken <= most - self.floor / GIB));
             }
         }
+    }
+
+    /// What all layers take of something, in thousandths.
+    fn all(&self, v: &Variables, of: impl Fn(&Taken) -> f64) -> Expression {
+        let kinds = 0..self.kinds.len();
+        kinds.map(|kind| self.asked(v, kind, &of)).sum()
     }
 
     /// What the layers of `kind` take of something, in thousandths.

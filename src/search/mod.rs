@@ -2,9 +2,13 @@
 
 pub mod baselines;
 pub mod families;
+pub mod front;
 pub mod menu;
 pub mod milp;
+pub mod misfit;
 mod price;
+pub mod problem;
+mod proposal;
 pub mod sample;
 pub mod solve;
 pub mod torch;
@@ -13,11 +17,12 @@ pub mod torch_menu;
 use std::time::Instant;
 
 use families::Family;
+pub use misfit::Misfit;
 
 use crate::error::Result;
 use crate::machine::estimate::{self, Estimate};
 use crate::plan::{Choice, Plan, Request};
-use crate::spec::job::{Budget, Exactness, PerPlace, Place};
+use crate::spec::job::{Budget, Exactness, Place};
 use crate::spec::units::{Bytes, Seconds};
 
 /// A plan with its price.
@@ -33,7 +38,27 @@ pub struct Candidate {
     pub estimate: Estimate,
     /// Whether the estimate is of the whole program; else it was continued from fewer layers.
     pub exact: bool,
+    /// The step's time before the plan was lowered whole.
+    pub proposed: Seconds,
 }
+
+/// How much better another plan could be.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Certificate {
+    /// No plan of the class has a shorter step.
+    pub bound: Seconds,
+    /// What the step lacks to the bound, as a fraction of it.
+    pub gap: f64,
+    /// The class.
+    pub class: &'static str,
+    /// The step's time as it was proposed.
+    pub proposed: Seconds,
+    /// The step's time as the whole plan is simulated.
+    pub simulated: Seconds,
+}
+
+/// What certificates are about.
+const CLASS: &str = "each saved value of each layer kept, computed again within its layer or sent away once; each layer's parameters and states in one of the homes; copies at most two half layers ahead or as far as the next layer that has some; layers alike in time";
 
 impl Candidate {
     /// Whether it stays within `budget`.
@@ -61,21 +86,6 @@ impl Candidate {
     }
 }
 
-/// What does not fit, and the smallest change that would.
-#[derive(Debug, Clone)]
-pub struct Misfit {
-    /// The plan that passes its budget by least.
-    pub closest: Candidate,
-    /// The place it passes.
-    pub place: Place,
-    /// What it needs there.
-    pub need: Bytes,
-    /// What there is.
-    pub have: Bytes,
-    /// What to change, in words.
-    pub change: String,
-}
-
 /// Whether and how the job fits.
 #[derive(Debug, Clone)]
 pub enum Outcome {
@@ -92,8 +102,10 @@ pub struct Answer {
     pub outcome: Outcome,
     /// Everything that was considered, the baselines first.
     pub considered: Vec<Candidate>,
-    /// No plan of the class that was solved over is faster; `None` where none fits.
-    pub bound: Option<Seconds>,
+    /// How much better a plan could be; `None` where none fits.
+    pub certificate: Option<Certificate>,
+    /// The fastest step within less and more of the device's memory.
+    pub front: Vec<front::Point>,
     /// What every plan had to stay within.
     pub budget: Budget,
     /// How long it took.
@@ -129,14 +141,16 @@ pub fn search(request: &Request) -> Result<Answer> {
             break;
         }
     }
+    let certificate = best.as_ref().zip(solved.bound).map(certificate);
     let outcome = match best {
         Some(best) => Outcome::Fits(Box::new(best)),
-        None => misfit(request, &budget, &considered)?,
+        None => misfit::explain(request, &budget, &considered)?,
     };
     Ok(Answer {
         outcome,
         considered,
-        bound: solved.bound,
+        certificate,
+        front: solved.front,
         budget,
         seconds: Seconds(begin.elapsed().as_secs_f64()),
     })
@@ -172,64 +186,14 @@ fn may_choose(request: &Request, technique: &str) -> bool {
     class.is_ok_and(|class| class <= request.allow && class < Exactness::Lossy)
 }
 
-/// The closest plan, and what would make it fit.
-fn misfit(request: &Request, budget: &Budget, considered: &[Candidate]) -> Result<Outcome> {
-    let closest = considered.iter().min_by_key(|c| c.excess(budget)).cloned();
-    let Some(mut closest) = closest else {
-        let plan = Plan::new(request.job.clone(), request.fixed.clone())?;
-        let estimate = estimate::quick(&plan)?;
-        let name = "as fixed".to_string();
-        return misfit(
-            request,
-            budget,
-            &[Candidate {
-                name,
-                family: None,
-                plan,
-                estimate,
-                exact: true,
-            }],
-        );
-    };
-    closest.estimate = estimate::proved(&closest.plan)?;
-    let peak = closest.estimate.peak;
-    let (places, over) = budget
-        .passed(&peak)
-        .map_or((&[Place::Gpu][..], Bytes::ZERO), |(p, over)| (p, over));
-    let need: Bytes = places.iter().map(|&p| peak[p]).sum();
-    let (place, have) = (places[0], need - over);
-    let change = change(request, budget, &peak, place, over);
-    Ok(Outcome::Misfit(Box::new(Misfit {
-        closest,
-        place,
-        need,
-        have,
-        change,
-    })))
-}
-
-/// The smallest change of what there is that fits the closest plan.
-fn change(
-    request: &Request,
-    budget: &Budget,
-    peak: &PerPlace<Bytes>,
-    place: Place,
-    over: Bytes,
-) -> String {
-    let rows = budget
-        .rows
-        .iter()
-        .filter(|(places, most)| places.iter().map(|&p| peak[p]).sum::<Bytes>() > *most)
-        .count();
-    let what = match place {
-        Place::Gpu => "on the device",
-        Place::Pinned | Place::Host => "of host memory (--ram)",
-        Place::Disk => "of disk (--disk)",
-    };
-    let also = if rows > 1 { ", and more elsewhere" } else { "" };
-    let shorter = match request.job.seq {
-        seq if seq >= 256 => format!("; a shorter --seq, such as {}, needs less", seq / 2),
-        _ => String::new(),
-    };
-    format!("{over} more {what}{also} would fit it{shorter}")
+/// What the bound says of a plan that was proved. Methods that change what is learned are outside its class.
+fn certificate((best, bound): (&Candidate, Seconds)) -> Certificate {
+    let simulated = best.estimate.step;
+    Certificate {
+        bound,
+        gap: 1.0 - bound.0 / simulated.0,
+        class: CLASS,
+        proposed: best.proposed,
+        simulated,
+    }
 }

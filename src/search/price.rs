@@ -29,10 +29,12 @@ pub fn all(request: &Request) -> Result<Vec<Candidate>> {
         let (name, family) = (proposals[index].name.clone(), proposals[index].family);
         let plan = plan(request, &proposals[index])?;
         if !deep {
+            let estimate = estimate::quick(&plan)?;
             return Ok(Candidate {
                 name,
                 family,
-                estimate: estimate::quick(&plan)?,
+                proposed: estimate.step,
+                estimate,
                 plan,
                 exact: true,
             });
@@ -45,6 +47,7 @@ pub fn all(request: &Request) -> Result<Vec<Candidate>> {
             name,
             family,
             plan,
+            proposed: estimate.step,
             estimate,
             exact: false,
         })

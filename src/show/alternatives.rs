@@ -184,6 +184,23 @@ fn row(mark: &str, candidate: &Candidate, budget: &Budget) -> Vec<String> {
     ]
 }
 
+/// The fastest step within less and more of the device's memory.
+pub fn front(answer: &Answer) -> String {
+    use Column::{Right, Wrapped};
+    if answer.front.len() < 2 {
+        return String::new();
+    }
+    let mut table = Table::new(&[Right, Right, Wrapped]).heads(&["device", "step", "plan"]);
+    for point in &answer.front {
+        let (device, step) = (point.device.to_string(), point.step.to_string());
+        table.row(vec![device, step, point.name.clone()]);
+    }
+    format!(
+        "\nfront: the step that is proposed within less and more of the device\n{}",
+        table.render()
+    )
+}
+
 /// Everything that was considered, the baselines first.
 pub fn json(answer: &Answer) -> Value {
     let one = |c: &Candidate| {

@@ -2,12 +2,15 @@
 
 use serde_json::{Map, Value, json};
 
+use super::choice::class_name;
 use super::job::{self, Asked};
 use super::{alternatives, choice, memory};
 use crate::machine::estimate::Estimate;
 use crate::plan::Plan;
-use crate::search::{Answer, Candidate, Misfit, Outcome};
+use crate::search::front::Point;
+use crate::search::{Answer, Candidate, Certificate, Misfit, Outcome};
 use crate::spec::job::{Budget, Place};
+use crate::spec::units::Bytes;
 
 /// The whole answer.
 pub fn plan(answer: &Answer, asked: &Asked) -> Value {
@@ -20,6 +23,9 @@ pub fn plan(answer: &Answer, asked: &Asked) -> Value {
     all.insert("name".into(), json!(candidate.name));
     all.insert("alternatives".into(), alternatives::json(answer));
     all.insert("search".into(), search(answer));
+    all.insert("front".into(), front(answer));
+    let proof = answer.certificate.as_ref().map(certificate);
+    all.insert("certificate".into(), json!(proof));
     if let Some(misfit) = misfit {
         all.insert("misfit".into(), blame(misfit, &answer.budget));
     }
@@ -52,6 +58,34 @@ fn search(answer: &Answer) -> Value {
     json!({"seconds": answer.seconds, "considered": answer.considered.len()})
 }
 
+/// What the bound says of the chosen plan.
+fn certificate(certificate: &Certificate) -> Value {
+    json!({
+        "bound_seconds": certificate.bound,
+        "gap": certificate.gap,
+        "class": certificate.class,
+        "proposed_seconds": certificate.proposed,
+        "simulated_seconds": certificate.simulated,
+    })
+}
+
+/// The fastest step within less and more of the device's memory.
+fn front(answer: &Answer) -> Value {
+    let point = |point: &Point| {
+        json!({
+            "device_bytes": point.device,
+            "step_seconds": point.step,
+            "exactness": class_name(point.class),
+            "name": point.name,
+        })
+    };
+    answer.front.iter().map(point).collect()
+}
+
+fn holder((name, bytes): &(String, Bytes)) -> Value {
+    json!({"name": name, "bytes": bytes})
+}
+
 fn blame(misfit: &Misfit, budget: &Budget) -> Value {
     let Candidate { estimate, name, .. } = &misfit.closest;
     let row = |over: &memory::Passed| {
@@ -70,6 +104,9 @@ fn blame(misfit: &Misfit, budget: &Budget) -> Value {
         "have": misfit.have,
         "blame": memory::holders(estimate, places),
         "change": misfit.change,
+        "changes": misfit.changes,
+        "instant": misfit.instant,
+        "holders": misfit.holders.iter().map(holder).collect::<Value>(),
         "closest": name,
         "passed": passed.iter().map(row).collect::<Value>(),
     })

@@ -5,8 +5,11 @@ use super::table::labelled;
 use super::{alternatives, choice, memory};
 use crate::machine::estimate::Estimate;
 use crate::plan::{Plan, Request};
-use crate::search::{Answer, Misfit, Outcome};
+use crate::search::{Answer, Certificate, Misfit, Outcome};
 use crate::spec::job::Budget;
+
+/// Most names of what holds the memory.
+const HOLDERS: usize = 5;
 
 /// Columns of the label of a verdict.
 const LABEL: usize = 8;
@@ -15,7 +18,8 @@ const LABEL: usize = 8;
 pub fn plan(answer: &Answer, request: &Request, asked: &Asked) -> String {
     match &answer.outcome {
         Outcome::Fits(best) => {
-            let verdict = labelled("fits", &best.name, LABEL);
+            let proof = answer.certificate.as_ref().map_or(String::new(), proof);
+            let verdict = labelled("fits", &best.name, LABEL) + &proof;
             let body = body(&best.plan, &best.estimate, &answer.budget);
             join(&best.plan, asked, &verdict, &body, answer, request)
         }
@@ -44,7 +48,17 @@ fn join(
 ) -> String {
     let header = header(plan, asked);
     let table = alternatives::table(answer, request);
-    format!("{header}\n{verdict}\n{body}\nalternatives\n{table}")
+    let front = alternatives::front(answer);
+    format!("{header}\n{verdict}\n{body}\nalternatives\n{table}{front}")
+}
+
+/// How much better a plan could be.
+fn proof(certificate: &Certificate) -> String {
+    let (bound, gap) = (certificate.bound, 100.0 * certificate.gap.max(0.0));
+    let text = format!(
+        "no plan of its class takes less than {bound}: this one is within {gap:.2} % of that"
+    );
+    labelled("proof", &text, LABEL)
 }
 
 /// What does not fit, who is to blame, and what would help.
@@ -55,7 +69,21 @@ fn verdict(misfit: &Misfit, budget: &Budget) -> String {
         let label = if text.is_empty() { "MISFIT" } else { "" };
         text += &labelled(label, &blame(&over, estimate), LABEL);
     }
+    let held = misfit.holders.iter().take(HOLDERS);
+    let held: Vec<String> = held
+        .map(|(name, bytes)| format!("{name} {bytes}"))
+        .collect();
+    let more = match misfit.holders.len().saturating_sub(HOLDERS) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let at = format!("{}: {}{more}", misfit.instant, held.join(", "));
+    text += &labelled("when", &at, LABEL);
     text += &labelled("change", &misfit.change, LABEL);
+    if !misfit.changes.is_empty() {
+        let any = format!("or one of: {}", misfit.changes.join("; "));
+        text += &labelled("", &any, LABEL);
+    }
     text + &labelled("closest", &misfit.closest.name, LABEL)
 }
 

@@ -87,8 +87,12 @@ impl Technique for Offload {
         if what == "optimizer" || what == "gradients" {
             expect_at_home(set, &format!("offload:what={what}"))?;
         }
-        set.lag = set.lag.max(args.number(&card, "lag", (0, 1 << 20))?);
-        set.lead = set.lead.max(args.number(&card, "lead", (0, 1 << 20))?);
+        let pace = match what {
+            "activations" => &mut set.paces.activations,
+            _ => &mut set.paces.others,
+        };
+        pace.lag = pace.lag.max(args.number(&card, "lag", (0, 1 << 20))?);
+        pace.lead = pace.lead.max(args.number(&card, "lead", (0, 1 << 20))?);
         let place = if disk { Place::Disk } else { Place::Pinned };
         if on_host && what != "optimizer" {
             let why = "only the update moves to the host";

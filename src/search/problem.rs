@@ -1,0 +1,250 @@
+//! From a request to what is solved: a menu, coefficients, one problem for each home of the states.
+
+use std::collections::BTreeSet;
+
+use rayon::prelude::*;
+
+use super::may_choose;
+use super::menu::{self, Fate, Home, Saved};
+use super::milp::{Column, Kind, Layers};
+use super::price::{decides, names_layers};
+use super::sample::{self, Change, DEPTHS, Taken};
+use crate::error::Result;
+use crate::graph::Stream;
+use crate::plan::{Choice, Plan, Request};
+use crate::spec::model::Head;
+
+/// A home of the states with what may be chosen beside it.
+#[derive(Debug, Clone)]
+pub struct Problem {
+    /// Where the states live.
+    pub home: Home,
+    /// What may be chosen in how many layers, and what that takes.
+    pub layers: Layers,
+}
+
+/// All problems of a request, and what they share.
+#[derive(Debug, Clone)]
+pub struct Problems {
+    /// One for each home.
+    pub all: Vec<Problem>,
+    /// What a layer saves.
+    pub(super) saved: Vec<Saved>,
+    /// What may become of it.
+    pub(super) changes: Vec<Change>,
+    /// Choices that all plans have: kernels that need less and are no slower.
+    pub(super) kernels: Vec<Choice>,
+    /// The blocks beside the layers that hold parameters.
+    pub(super) others: Vec<String>,
+}
+
+impl Problems {
+    /// Reads the coefficients off shallow models.
+    ///
+    /// # Errors
+    /// Where no home can be planned.
+    pub fn of(request: &Request) -> Result<Problems> {
+        let kernels = kernels(request);
+        let homes = menu::homes(request);
+        let device = homes.iter().rev().find(|h| h.by_layer.is_empty());
+        let device = device.cloned().unwrap_or_else(|| homes[0].clone());
+        let shallow = at_depth(request, DEPTHS.0);
+        let step = sample::steady(&planned(&shallow, &device.choices("*", 1), &kernels)?)?;
+        let saved = step
+            .as_ref()
+            .map_or(Vec::new(), |step| menu::saved(step, 1));
+        let others = step.as_ref().map_or(Vec::new(), |step| {
+            let shared = step.storages.iter().filter(|s| s.shared);
+            let first = shared.filter_map(|s| s.name.split('/').next());
+            let beside: BTreeSet<&str> = first.filter(|f| !f.starts_with("layers.")).collect();
+            beside.into_iter().map(String::from).collect()
+        });
+        let changes = changes(request, &device, &kernels, &saved)?;
+        let mut problems = Problems {
+            all: Vec::new(),
+            saved,
+            changes,
+            kernels,
+            others,
+        };
+        let taken = |home: &Home| problems.taken(request, home);
+        let all: Vec<Result<Measured>> = homes.par_iter().map(taken).collect();
+        let at_device = homes.iter().position(|h| *h == device).unwrap_or(0);
+        let device = all[at_device].as_ref().ok();
+        for (home, measured) in homes.into_iter().zip(&all) {
+            if let Ok(measured) = measured {
+                let problem = problems.problem(request, home, measured, device);
+                problems.all.push(problem);
+            }
+        }
+        match all.into_iter().find_map(Result::err) {
+            Some(error) if problems.all.is_empty() => Err(error),
+            _ => Ok(problems),
+        }
+    }
+
+    /// What a home takes of a model of the request's depth, and for each of its layers.
+    fn taken(&self, request: &Request, home: &Home) -> Result<Measured> {
+        let at = |layers: u64, more: &[Choice]| {
+            let all: Vec<Choice> = home
+                .choices("*", 1)
+                .into_iter()
+                .chain(more.iter().cloned())
+                .collect();
+            Taken::by(&planned(&at_depth(request, layers), &all, &self.kernels)?)
+        };
+        let drops = self.changes.iter().any(|c| c.fate == Fate::Recompute);
+        let kept = Line::new(at(DEPTHS.0, &[])?, at(DEPTHS.1, &[])?);
+        let floor = match drops {
+            true => {
+                let all = [Choice::new("recompute", "layers.*", &[])];
+                Line::new(at(DEPTHS.0, &all)?, at(DEPTHS.1, &all)?)
+            }
+            false => kept,
+        };
+        Ok(Measured { kept, floor })
+    }
+
+    fn problem(
+        &self,
+        request: &Request,
+        home: Home,
+        measured: &Measured,
+        device: Option<&Measured>,
+    ) -> Problem {
+        let count = request.job.model.layers;
+        let column = |change: &Change| Column {
+            takes: Taken {
+                peak: change.held,
+                forward: change.forward,
+                later: change.later,
+                ..Taken::default()
+            },
+            most: match change.fate {
+                Fate::Recompute => count,
+                // What the last layers send away comes back at once.
+                Fate::Offload => count.saturating_sub(2),
+            },
+            subject: change.saved,
+        };
+        let kind = |m: &Measured| Kind {
+            takes: m.kept.layer,
+            floor: m.floor.layer.peak.gpu,
+            strain: m.strain(),
+        };
+        let away = !home.by_layer.is_empty() && !names_layers(request);
+        let others = device.filter(|_| away).map(kind);
+        let layers = Layers {
+            count,
+            rest: measured.kept.rest,
+            floor: measured.floor.rest.peak.gpu,
+            kinds: [kind(measured)].into_iter().chain(others).collect(),
+            columns: self.changes.iter().map(column).collect(),
+        };
+        Problem { home, layers }
+    }
+}
+
+/// What was read off a home.
+struct Measured {
+    /// Where everything is kept.
+    kept: Line,
+    /// Where all saved values are dropped.
+    floor: Line,
+}
+
+impl Measured {
+    /// Seconds that a second of recomputation adds.
+    fn strain(&self) -> [f64; 2] {
+        let more = self.floor.layer - self.kept.layer;
+        let compute = Stream::Compute as usize;
+        let of = |spent: f64, work: f64| {
+            if work > 0.0 {
+                (spent / work).max(0.0)
+            } else {
+                1.0
+            }
+        };
+        [
+            of(more.spent[0], more.forward.0[compute]),
+            of(more.spent[1], more.later.0[compute]),
+        ]
+    }
+}
+
+/// What a layer takes, and what the step takes beside its layers.
+#[derive(Debug, Clone, Copy)]
+struct Line {
+    layer: Taken,
+    rest: Taken,
+}
+
+impl Line {
+    /// Through what models of [`DEPTHS`] take.
+    fn new(near: Taken, far: Taken) -> Line {
+        Line {
+            layer: Taken::continued(&near, &far, DEPTHS.1 + 1) - far,
+            rest: Taken::continued(&near, &far, 0),
+        }
+    }
+}
+
+/// The request for a model of `layers` layers; of no fewer than its own where a fixed choice names layers by number.
+fn at_depth(request: &Request, layers: u64) -> Request {
+    let mut request = request.clone();
+    request.job.model.layers = match names_layers(&request) {
+        true => layers.max(request.job.model.layers),
+        false => layers,
+    };
+    request
+}
+
+/// The plan of what is fixed, and of `choices` and `kernels` about anything else.
+fn planned(request: &Request, choices: &[Choice], kernels: &[Choice]) -> Result<Plan> {
+    let own = choices
+        .iter()
+        .chain(kernels)
+        .filter(|c| !decides(request, c));
+    let all = request.fixed.iter().chain(own).cloned().collect();
+    Plan::new(request.job.clone(), all)
+}
+
+/// Kernels that keep less and compute the same up to rounding.
+fn kernels(request: &Request) -> Vec<Choice> {
+    if request.job.model.head != Head::Causal {
+        return Vec::new();
+    }
+    let names = ["chunked_loss", "flash_attention"].into_iter();
+    let open = names.filter(|name| may_choose(request, name));
+    open.map(|name| Choice::new(name, "*", &[])).collect()
+}
+
+/// What the fates of saved values change.
+fn changes(
+    request: &Request,
+    home: &Home,
+    kernels: &[Choice],
+    saved: &[Saved],
+) -> Result<Vec<Change>> {
+    let open: Vec<Fate> = (Fate::ALL.into_iter())
+        .filter(|fate| may_choose(request, fate.technique()))
+        .filter(|fate| !decides(request, &Choice::new(fate.technique(), "layers.*", &[])))
+        .collect();
+    let fates = sample::each_fate(saved, &open);
+    if fates.is_empty() {
+        return Ok(Vec::new());
+    }
+    let request = at_depth(request, sample::depth(&fates));
+    let chosen = fates
+        .iter()
+        .enumerate()
+        .map(|(i, (s, f))| at_layer(i, &saved[*s], *f));
+    let choices: Vec<Choice> = home.choices("*", 1).into_iter().chain(chosen).collect();
+    sample::changes(&planned(&request, &choices, kernels)?, &fates)
+}
+
+/// `fate` of `saved` at the layer of the sample that is for it.
+fn at_layer(index: usize, saved: &Saved, fate: Fate) -> Choice {
+    let layer = format!("layers.{}", index + 1);
+    Choice::new(fate.technique(), &menu::site(&[saved], &layer), &[])
+}

@@ -1,0 +1,128 @@
+//! From counts back to a plan: which layers, and the choices that say so.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::Proposal;
+use super::menu::{self, Fate, Home, Saved};
+use super::milp::Counts;
+use super::problem::{Problem, Problems};
+use super::sample::Change;
+use crate::plan::Choice;
+
+impl Problems {
+    /// The plan of `counts`.
+    pub fn proposal(&self, problem: &Problem, counts: &Counts) -> Proposal {
+        let layers = problem.layers.count;
+        let at_home = counts.kinds.get(1).map_or(0, |&n| n as u64);
+        let kept: BTreeSet<u64> = spread(at_home, layers);
+        let mut sites: BTreeMap<(Fate, BTreeSet<u64>), Vec<usize>> = BTreeMap::new();
+        for saved in 0..self.saved.len() {
+            for (fate, set) in self.fates(saved, counts, &kept, layers) {
+                if !set.is_empty() {
+                    sites.entry((fate, set)).or_default().push(saved);
+                }
+            }
+        }
+        let away = layers - kept.len() as u64;
+        // Rounded: where more than half of the layers are away, neighbours would be in flight together.
+        let every = ((layers + away / 2) / away).max(1);
+        let mut choices = problem.home.choices(&self.away(&kept, layers), every);
+        choices.extend(self.kernels.iter().cloned());
+        for ((fate, set), saved) in &sites {
+            choices.push(self.choice(&problem.home, *fate, set, saved, layers));
+        }
+        let part = |n: usize, what: &str| format!("{what} in {n} of {layers} layers");
+        let mut names: Vec<String> =
+            Vec::from_iter((!problem.home.name.is_empty()).then(|| problem.home.name.clone()));
+        if !kept.is_empty() {
+            names.push(part(kept.len(), "at home"));
+        }
+        for fate in Fate::ALL {
+            let sets = sites.iter().filter(|((f, _), _)| *f == fate);
+            let any: BTreeSet<u64> = sets.flat_map(|((_, set), _)| set.iter().copied()).collect();
+            if !any.is_empty() {
+                names.push(part(any.len(), fate.technique()));
+            }
+        }
+        Proposal {
+            name: names.join(" + "),
+            choices,
+            family: None,
+        }
+    }
+
+    /// The layers in which `saved` has each fate: evenly where it is sent away, the earliest of the rest where it is dropped.
+    fn fates(
+        &self,
+        saved: usize,
+        counts: &Counts,
+        kept: &BTreeSet<u64>,
+        layers: u64,
+    ) -> [(Fate, BTreeSet<u64>); 2] {
+        let mut sets = [BTreeSet::new(), BTreeSet::new()];
+        for (kind, counts) in counts.columns.iter().enumerate() {
+            let own: Vec<u64> = (0..layers)
+                .filter(|l| kept.contains(l) == (kind == 1))
+                .collect();
+            let number = |fate: Fate| {
+                let is = |c: &Change| c.saved == saved && c.fate == fate;
+                let index = self.changes.iter().position(is);
+                index.map_or(0, |index| counts[index] as u64)
+            };
+            let early = own.iter().filter(|&&l| l + 2 < layers).count() as u64;
+            let sent = spread(number(Fate::Offload), early);
+            let sent: BTreeSet<u64> = sent.into_iter().map(|at| own[at as usize]).collect();
+            let left = own.iter().filter(|l| !sent.contains(l)).copied();
+            sets[1].extend(left.take(number(Fate::Recompute) as usize));
+            sets[0].extend(sent);
+        }
+        let [sent, dropped] = sets;
+        [(Fate::Offload, sent), (Fate::Recompute, dropped)]
+    }
+
+    /// The site of what is not kept on the device in `kept` layers.
+    fn away(&self, kept: &BTreeSet<u64>, layers: u64) -> String {
+        if kept.is_empty() {
+            return "*".to_string();
+        }
+        let rest: BTreeSet<u64> = (0..layers).filter(|l| !kept.contains(l)).collect();
+        let beside = self.others.iter().cloned();
+        let parts: Vec<String> = [menu::layers(&rest)].into_iter().chain(beside).collect();
+        parts.join("+")
+    }
+
+    /// One choice for all `saved` values with one fate in the same layers.
+    fn choice(
+        &self,
+        home: &Home,
+        fate: Fate,
+        set: &BTreeSet<u64>,
+        saved: &[usize],
+        layers: u64,
+    ) -> Choice {
+        let sites = match set.len() as u64 == layers {
+            true => "layers.*".to_string(),
+            false => menu::layers(set),
+        };
+        let suited = self.saved.iter().filter(|s| fate.suits(s)).count();
+        let site = match saved.len() == suited {
+            true => sites,
+            false => {
+                let of: Vec<&Saved> = saved.iter().map(|&s| &self.saved[s]).collect();
+                menu::site(&of, &sites)
+            }
+        };
+        let mut choice = Choice::new(fate.technique(), &site, &[]);
+        if fate == Fate::Offload {
+            menu::paced(&mut choice, home.pace);
+        }
+        choice
+    }
+}
+
+/// `count` of `layers` layers, evenly.
+fn spread(count: u64, layers: u64) -> BTreeSet<u64> {
+    (0..count.min(layers))
+        .map(|i| (i * layers + layers / 2) / count.min(layers))
+        .collect()
+}
