@@ -13,7 +13,7 @@ const TABLE: &str = include_str!("../docs/methods.md");
 /// A published claim: its plan, the peak as published (between both readings of GB, in bytes), and whether a difference of more than
 /// 10 % is explained in the table.
 const CLAIMS: [(&str, f64, f64, bool); 8] = [
-    ("zero-offload-1.3b-4gb", 3.3e9, 3.3 * GIB, false),
+    ("zero-offload-1.3b-4gb", 3.3e9, 3.3 * GIB, true),
     ("zero-offload-6.7b-24gb", 16.8e9, 16.8 * GIB, false),
     ("lsp-1.3b-4gb", 3.6e9, 3.6 * GIB, true),
     ("lsp-6.7b-24gb", 17.0e9, 17.0 * GIB, false),

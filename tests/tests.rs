@@ -62,6 +62,7 @@ mod reference;
 mod rooms;
 mod run;
 mod saves;
+mod search;
 mod speed;
 mod tangents;
 mod text;

@@ -9,6 +9,7 @@ use memfit::machine::train::session::{Options, Schedule, Session};
 use memfit::machine::train::text::{Coding, Corpus, HeldOut, Source};
 use memfit::machine::{agreement, calibrate, estimate, learning};
 use memfit::plan::library;
+use memfit::search::grid;
 use memfit::show;
 use memfit::show::run::Report;
 use memfit::spec::catalog;
@@ -57,6 +58,8 @@ pub enum Name {
     Techniques,
     /// Updates on the host over a slow link: ZeRO-Offload and LSP-Offload.
     Throttled,
+    /// Solved plans beside what others would do, over models, lengths, budgets and links; simulated.
+    Policies,
 }
 
 /// Runs a benchmark.
@@ -69,6 +72,7 @@ pub fn bench(args: &Args, json: bool) -> Result<Answer> {
         Name::Agreement => agreement(args, json),
         Name::Techniques => techniques(args, json),
         Name::Throttled => throttled(args, json),
+        Name::Policies => policies(args, json),
     }
 }
 
@@ -168,6 +172,26 @@ fn one(name: &str, here: Option<&Device>, folder: &Path) -> Result<Answer> {
         text: format!("{json}\n"),
         json,
         status: DONE,
+    })
+}
+
+/// The grid of solved plans and other policies; with `--case`, cells whose names begin so; with `--smoke`, one job's.
+fn policies(args: &Args, quiet: bool) -> Result<Answer> {
+    let rows = rows(args, "memfit-policies.jsonl")?;
+    let only = match args.smoke {
+        true => Some("gpt2-xl/2048/25"),
+        false => args.case.as_deref(),
+    };
+    let found = grid::bench(&rows, only, &mut progress(quiet))?;
+    let summary = show::grid::summary(found.iter());
+    let status = match summary.slower.is_empty() {
+        true => DONE,
+        false => MISFIT,
+    };
+    Ok(Answer {
+        text: show::grid::text(&found),
+        json: json!({ "summary": summary, "rows": found }),
+        status,
     })
 }
 

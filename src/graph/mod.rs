@@ -15,6 +15,7 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::spec::job::Place;
 use op::{Op, Output};
+use reach::Paces;
 use tensor::{First, Name, Role, Storage, StorageId, Tensor, TensorId, Type};
 
 /// Which part of the step a node belongs to.
@@ -365,34 +366,6 @@ pub struct StepSet {
     pub steps: Vec<(When, Step)>,
     /// How copies run.
     pub paces: Paces,
-}
-
-/// How copies run, by what is copied.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Paces {
-    /// Activations.
-    pub activations: Pace,
-    /// Everything else.
-    pub others: Pace,
-}
-
-impl Paces {
-    /// How copies of what plays `role` run.
-    pub fn of(&self, role: Role) -> Pace {
-        match role {
-            Role::Activation => self.activations,
-            _ => self.others,
-        }
-    }
-}
-
-/// How far copies run ahead of and behind the kernels, in halves of layers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Pace {
-    /// Before a use, at which what it needs is fetched.
-    pub lead: usize,
-    /// After a copy out, for which its source stays before the compute stream waits.
-    pub lag: usize,
 }
 
 impl StepSet {

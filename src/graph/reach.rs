@@ -4,10 +4,38 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::op::transfer::{MOVE, Move, SETTLE, Settle};
-use super::tensor::{Name, TensorId};
-use super::{Node, Paces, Spot, Step, Stream};
+use super::tensor::{Name, Role, TensorId};
+use super::{Node, Spot, Step, Stream};
 use crate::error::Result;
 use crate::spec::job::Place;
+
+/// How copies run, by what is copied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Paces {
+    /// Activations.
+    pub activations: Pace,
+    /// Everything else.
+    pub others: Pace,
+}
+
+impl Paces {
+    /// How copies of what plays `role` run.
+    pub fn of(&self, role: Role) -> Pace {
+        match role {
+            Role::Activation => self.activations,
+            _ => self.others,
+        }
+    }
+}
+
+/// How far copies run ahead of and behind the kernels, in halves of layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Pace {
+    /// Before a use, at which what it needs is fetched.
+    pub lead: usize,
+    /// After a copy out, for which its source stays before the compute stream waits.
+    pub lag: usize,
+}
 
 /// Inserts the fetches and write-backs that `step` needs: inputs that lie elsewhere are fetched some units ahead,
 /// once per unit; what is overwritten is written back at once where it is kept or read again.

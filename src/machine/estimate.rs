@@ -66,9 +66,17 @@ pub fn all(plan: &Plan) -> Result<Vec<Program>> {
 /// # Errors
 /// Where a choice cannot be applied.
 pub fn quick(plan: &Plan) -> Result<Estimate> {
+    summarize(plan, &stepping(plan)?)
+}
+
+/// The programs that run in a step of `plan`.
+///
+/// # Errors
+/// Where a choice cannot be applied.
+pub fn stepping(plan: &Plan) -> Result<Vec<Program>> {
     let mut set = plan.steps()?;
     set.steps.retain(|(when, _)| per_step(*when, None) > 0.0);
-    summarize(plan, &programs(set, plan.job.target.backend)?)
+    programs(set, plan.job.target.backend)
 }
 
 /// The estimate of `plan` from all its programs, each proved by the checker.

@@ -2,14 +2,14 @@
 
 use rayon::prelude::*;
 
-use super::milp::Counts;
+use super::layers::Counts;
 use super::problem::{Problem, Problems};
 use crate::plan::Choice;
 use crate::spec::job::{Budget, Exactness, Place};
 use crate::spec::units::{Bytes, Seconds};
 
 /// Memories on the front.
-const POINTS: u32 = 12;
+const POINTS: u32 = 8;
 
 /// A point of the front, as it is proposed: only the plan that is chosen is lowered whole.
 #[derive(Debug, Clone, PartialEq)]
@@ -38,9 +38,17 @@ pub fn of(problems: &Problems, budget: &Budget) -> Vec<Point> {
     let high = problems.all.iter().map(most).fold(0.0, f64::max);
     let ratio = (high / low).max(1.0);
     let memory = |at: u32| low * ratio.powf(f64::from(at) / f64::from(POINTS - 1)) * 1.001;
+    let free = within(budget, Bytes(u64::MAX >> 1));
+    let mut open: Vec<(&Problem, f64)> = (problems.all.par_iter())
+        .filter_map(|problem| Some((problem, problem.layers.bound(&free)?)))
+        .collect();
+    open.sort_by(|a, b| a.1.total_cmp(&b.1));
     let at: Vec<Option<Point>> = (0..POINTS)
         .into_par_iter()
-        .map(|at| point(problems, budget, Bytes(memory(at).ceil() as u64)))
+        .map(|at| {
+            let device = Bytes(memory(at).ceil() as u64);
+            point(problems, &open, &within(budget, device), device)
+        })
         .collect();
     let mut front: Vec<Point> = Vec::new();
     for point in at.into_iter().flatten() {
@@ -51,27 +59,39 @@ pub fn of(problems: &Problems, budget: &Budget) -> Vec<Point> {
     front
 }
 
-/// The fastest of `problems` within `device` bytes of the device.
-fn point(problems: &Problems, budget: &Budget, device: Bytes) -> Option<Point> {
+/// `budget` with `device` bytes of the device.
+fn within(budget: &Budget, device: Bytes) -> Budget {
     let mut budget = budget.clone();
     for (places, most) in &mut budget.rows {
         if places[..] == [Place::Gpu] {
             *most = device;
         }
     }
+    budget
+}
+
+/// The fastest of `open` problems, each with what it takes at least, within `budget`.
+fn point(
+    problems: &Problems,
+    open: &[(&Problem, f64)],
+    budget: &Budget,
+    device: Bytes,
+) -> Option<Point> {
     let mut best: Option<(&Problem, Counts)> = None;
-    for problem in &problems.all {
-        let beaten = |bound: f64| best.as_ref().is_some_and(|(_, best)| best.seconds <= bound);
-        if problem.layers.bound(&budget).is_none_or(beaten) {
+    for &(problem, least) in open {
+        let beaten = |seconds: f64| {
+            best.as_ref()
+                .is_some_and(|(_, best)| best.seconds <= seconds)
+        };
+        if beaten(least) {
+            break;
+        }
+        if problem.layers.bound(budget).is_none_or(beaten) {
             continue;
         }
-        if let Some(counts) = problem.layers.fastest(&budget, &[]) {
-            if !best
-                .as_ref()
-                .is_some_and(|(_, best)| best.seconds <= counts.seconds)
-            {
-                best = Some((problem, counts));
-            }
+        let counts = problem.layers.fastest(budget, &[]);
+        if let Some(counts) = counts.filter(|counts| !beaten(counts.seconds)) {
+            best = Some((problem, counts));
         }
     }
     let (problem, counts) = best?;

@@ -159,11 +159,10 @@ impl Home {
 }
 
 /// The homes that `request` leaves open, from the fastest to the smallest.
-pub fn homes(request: &Request) -> Vec<Home> {
-    let clips = request.fixed.iter().any(|c| c.technique == "clip");
-    let scaled = request.job.precision == crate::spec::job::Precision::Fp16;
-    let fused = (!clips && !scaled && may_choose(request, "fused_update"))
-        .then(|| Choice::new("fused_update", "*", &[]));
+///
+/// `fuses` tells whether a plan takes a fused update.
+pub fn homes(request: &Request, fuses: bool) -> Vec<Home> {
+    let fused = fuses.then(|| Choice::new("fused_update", "*", &[]));
     let home = |name: &str, whole: Vec<Choice>, by_layer: Vec<Choice>| Home {
         name: name.to_string(),
         whole,

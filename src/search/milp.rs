@@ -1,84 +1,19 @@
-//! In how many layers each fate is chosen: an integer program, whose relaxation is the bound.
+//! In how many layers each fate is chosen: a linear program whose counts are made whole, and another whose optimum is the bound.
 
 use good_lp::{
     Expression, ProblemVariables, Solution as _, SolverModel, Variable, constraint, microlp,
     variable,
 };
 
+use super::layers::{Column, Counts, Kind, Layers, Room};
 use super::sample::Taken;
 use crate::graph::Stream;
-use crate::machine::sim::demand::{Demand, SERVERS};
+use crate::machine::sim::demand::SERVERS;
 use crate::spec::job::{Budget, PerPlace, Place};
-use crate::spec::units::Bytes;
-
-/// Counts that are not whole of which every rounding is tried.
-const TRIED: usize = 10;
 
 /// Bytes and seconds are counted in these, so that coefficients are near one.
 const GIB: f64 = (1u64 << 30) as f64;
 const MILLI: f64 = 1e-3;
-
-/// Layers whose parameters and states live in the same places.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Kind {
-    /// What each of them takes where its saved values are kept.
-    pub takes: Taken,
-    /// Bytes of the device that each takes where most saved values are gone.
-    pub floor: f64,
-    /// Seconds that a second of recomputation adds to its pipeline's: below one where it waits anyway.
-    pub strain: [f64; 2],
-}
-
-/// What may become of a saved value in some of the layers.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Column {
-    /// What each layer that has it takes, more than where the value is kept.
-    pub takes: Taken,
-    /// Most layers that may have it.
-    pub most: u64,
-    /// The value: a layer has one column of each.
-    pub subject: usize,
-}
-
-/// The layers of a job.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Layers {
-    /// How many there are.
-    pub count: u64,
-    /// What the step takes beside them.
-    pub rest: Taken,
-    /// Bytes of the device beside them where most saved values are gone.
-    pub floor: f64,
-    /// Kinds of layers; at least one is of the first.
-    pub kinds: Vec<Kind>,
-    /// What may become of saved values.
-    pub columns: Vec<Column>,
-}
-
-/// How many layers are of each kind and have each column, and the step's time.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Counts {
-    /// Layers of each kind.
-    pub kinds: Vec<f64>,
-    /// For each kind, layers that have each column.
-    pub columns: Vec<Vec<f64>>,
-    /// Seconds.
-    pub seconds: f64,
-}
-
-/// A budget, and the bytes of each of its rows that are held back.
-struct Room<'a> {
-    budget: &'a Budget,
-    held_back: &'a [f64],
-}
-
-impl Room<'_> {
-    /// Bytes of a row.
-    fn most(&self, row: usize) -> f64 {
-        let held_back = self.held_back.get(row).copied().unwrap_or(0.0);
-        self.budget.rows[row].1.0 as f64 - held_back
-    }
-}
 
 /// The model's variables.
 struct Variables {
@@ -114,7 +49,7 @@ impl Layers {
         let (all, v) = self.variables();
         let passes = v.halves.iter().sum::<Expression>();
         let mut model = all.minimise(passes).using(microlp);
-        self.limit(&mut model, &v, room);
+        self.limit(&mut model, &v, room, true);
         if let (Some(second), Some(&kind)) = (second, v.kinds.get(1)) {
             model.add_constraint(constraint!(kind == second));
         }
@@ -155,163 +90,6 @@ impl Layers {
         Some(counts)
     }
 
-    /// Seconds that a column adds to the pipeline of a kind.
-    fn strain(&self, kind: usize, half: usize, column: &Column) -> f64 {
-        self.kinds[kind].strain[half] * column.takes.half(half).0[Stream::Compute as usize].max(0.0)
-    }
-
-    /// The step's time as [`Layers::fastest`] counts it.
-    pub fn seconds(&self, counts: &Counts) -> f64 {
-        let chosen = |kind: usize| {
-            let columns = self.columns.iter().zip(&counts.columns[kind]);
-            columns.filter(|(_, n)| **n > 0.0)
-        };
-        let half = |half: usize| {
-            let asked = |kind: usize| {
-                let own = *self.kinds[kind].takes.half(half) * counts.kinds[kind];
-                chosen(kind).fold(own, |sum, (c, &n)| sum + *c.takes.half(half) * n)
-            };
-            let pipeline = |kind: usize| {
-                let added = chosen(kind).map(|(c, n)| self.strain(kind, half, c) * n);
-                self.kinds[kind].takes.spent[half] * counts.kinds[kind] + added.sum::<f64>()
-            };
-            let kinds = 0..self.kinds.len();
-            let asked: Demand = kinds.clone().map(asked).sum();
-            self.rest.spent[half] + kinds.map(pipeline).fold(asked.longest(), f64::max)
-        };
-        half(0) + half(1)
-    }
-
-    /// What counts take of each place, and of the device where most saved values are gone.
-    fn peak(&self, counts: &Counts) -> (PerPlace<f64>, f64) {
-        let (mut peak, mut floor) = (self.rest.peak, self.floor);
-        for (kind, columns) in counts.columns.iter().enumerate() {
-            let layers = counts.kinds[kind];
-            floor += self.kinds[kind].floor * layers;
-            peak = PerPlace::new(|p| {
-                let own = self.kinds[kind].takes.peak[p] * layers;
-                let held = self.columns.iter().zip(columns);
-                peak[p] + own + held.map(|(c, n)| c.takes.peak[p] * n).sum::<f64>()
-            });
-        }
-        (peak, floor)
-    }
-
-    /// Bytes by which counts pass their budget, summed over the rows they pass.
-    pub fn excess(&self, counts: &Counts, budget: &Budget) -> f64 {
-        let (peak, floor) = self.peak(counts);
-        let over = |(places, most): &(Vec<Place>, Bytes)| {
-            let taken: f64 = places.iter().map(|&p| peak[p]).sum();
-            let taken = match places.contains(&Place::Gpu) {
-                true => taken.max(floor),
-                false => taken,
-            };
-            (taken - most.0 as f64).max(0.0)
-        };
-        budget.rows.iter().map(over).sum()
-    }
-
-    /// The counts that take least of the device: all layers of the first kind, each saved value gone that may be.
-    pub fn smallest(&self) -> Counts {
-        let mut columns = vec![vec![0.0; self.columns.len()]; self.kinds.len()];
-        for subject in 0..self.subjects() {
-            let own = self
-                .columns
-                .iter()
-                .enumerate()
-                .filter(|(_, c)| c.subject == subject);
-            let rank =
-                |(_, c): &(usize, &Column)| (std::cmp::Reverse(c.most), c.takes.peak.gpu as i64);
-            if let Some((index, column)) = own.min_by_key(rank) {
-                columns[0][index] = column.most as f64;
-            }
-        }
-        let mut kinds = vec![0.0; self.kinds.len()];
-        kinds[0] = self.count as f64;
-        let seconds = 0.0;
-        let mut counts = Counts {
-            kinds,
-            columns,
-            seconds,
-        };
-        counts.seconds = self.seconds(&counts);
-        counts
-    }
-
-    /// Whether whole counts are a plan's, and within the budget.
-    fn admits(&self, counts: &Counts, room: &Room) -> bool {
-        let mut fates = vec![vec![0.0; self.subjects()]; self.kinds.len()];
-        for (fates, columns) in fates.iter_mut().zip(&counts.columns) {
-            for (column, &n) in self.columns.iter().zip(columns) {
-                fates[column.subject] += n;
-            }
-        }
-        let once = fates.iter().zip(&counts.kinds);
-        let once = once.into_iter().all(|(of, n)| of.iter().all(|f| f <= n));
-        let most = |(index, column): (usize, &Column)| {
-            counts.columns.iter().map(|of| of[index]).sum::<f64>() <= column.most as f64
-        };
-        let (peak, floor) = self.peak(counts);
-        let fits = |(row, (places, _)): (usize, &(Vec<Place>, _))| {
-            let most = room.most(row);
-            let taken: f64 = places.iter().map(|&p| peak[p]).sum();
-            taken <= most && (!places.contains(&Place::Gpu) || floor <= most)
-        };
-        once && self.columns.iter().enumerate().all(most)
-            && counts.columns.iter().flatten().all(|&n| n >= 0.0)
-            && room.budget.rows.iter().enumerate().all(fits)
-    }
-
-    /// The fastest whole counts near `counts`: of all roundings, then by single steps while they help.
-    fn rounded(&self, counts: Counts, room: &Room) -> Option<Counts> {
-        let all = counts.columns.iter().enumerate();
-        let all = all.flat_map(|(kind, of)| (0..of.len()).map(move |column| (kind, column)));
-        let broken: Vec<(usize, usize)> = (all.clone())
-            .filter(|&(kind, column)| counts.columns[kind][column].fract() != 0.0)
-            .take(TRIED)
-            .collect();
-        let rounding = |mask: u32| {
-            let mut whole = counts.clone();
-            whole
-                .columns
-                .iter_mut()
-                .flatten()
-                .for_each(|n| *n = n.floor());
-            for (bit, &(kind, column)) in broken.iter().enumerate() {
-                whole.columns[kind][column] += f64::from(mask >> bit & 1);
-            }
-            whole.seconds = self.seconds(&whole);
-            whole
-        };
-        let whole = (0..1u32 << broken.len()).map(rounding);
-        let admitted = whole.filter(|whole| self.admits(whole, room));
-        let mut best = admitted.min_by(|a, b| a.seconds.total_cmp(&b.seconds))?;
-        let steps: Vec<(usize, usize, f64)> =
-            all.flat_map(|(k, c)| [(k, c, -1.0), (k, c, 1.0)]).collect();
-        loop {
-            let stepped = |&(kind, column, by): &(usize, usize, f64)| {
-                let mut next = best.clone();
-                next.columns[kind][column] += by;
-                next.seconds = self.seconds(&next);
-                (next.seconds < best.seconds * (1.0 - 1e-9) && self.admits(&next, room))
-                    .then_some(next)
-            };
-            let next = steps.iter().filter_map(stepped);
-            match next.min_by(|a, b| a.seconds.total_cmp(&b.seconds)) {
-                Some(next) => best = next,
-                None => return Some(best),
-            }
-        }
-    }
-
-    fn subjects(&self) -> usize {
-        self.columns
-            .iter()
-            .map(|c| c.subject + 1)
-            .max()
-            .unwrap_or(0)
-    }
-
     /// Seconds that no plan of these layers within `budget` is faster than: counts need not be whole, and copies may pass beside all
     /// of the step's compute. `None` where no plan fits.
     pub fn bound(&self, budget: &Budget) -> Option<f64> {
@@ -319,7 +97,7 @@ impl Layers {
         let passes = v.halves.iter().sum::<Expression>();
         let mut model = all.minimise(passes.clone()).using(microlp);
         let held_back = &[];
-        self.limit(&mut model, &v, &Room { budget, held_back });
+        self.limit(&mut model, &v, &Room { budget, held_back }, false);
         let sum = |of: &dyn Fn(&Taken) -> f64| self.all(&v, of) + of(&self.rest) / MILLI;
         let compute = Stream::Compute as usize;
         for (half, &passes) in v.halves.iter().enumerate() {
@@ -356,8 +134,9 @@ impl Layers {
         (all, variables)
     }
 
-    /// Adds what holds of any plan: each layer is of one kind, each saved value has one fate, and bytes stay within the budget.
-    fn limit(&self, model: &mut impl SolverModel, v: &Variables, room: &Room) {
+    /// Adds what holds of any plan: each layer is of one kind, each saved value has one fate, and bytes stay within the budget, those
+    /// under way included where that is asked for.
+    fn limit(&self, model: &mut impl SolverModel, v: &Variables, room: &Room, under_way: bool) {
         let layers: Expression = v.kinds.iter().sum();
         model.add_constraint(constraint!(layers == self.count as f64));
         for subject in 0..self.subjects() {
@@ -384,6 +163,13 @@ impl Layers {
             let total = |peak: &PerPlace<f64>| places.iter().map(|&p| peak[p]).sum::<f64>() / GIB;
             let most = room.most(row) / GIB;
             let taken = self.all(v, |taken| total(&taken.peak) * MILLI);
+            let flight =
+                |(c, &n): (&Column, &Variable)| match under_way && places.contains(&Place::Gpu) {
+                    true => c.flight / GIB * n,
+                    false => Expression::from(0.0),
+                };
+            let flying = v.columns.iter().flat_map(|of| self.columns.iter().zip(of));
+            let taken = taken + flying.map(flight).sum::<Expression>();
             model.add_constraint(constraint!(taken <= most - total(&self.rest.peak)));
             if places.contains(&Place::Gpu) {
                 let kinds = self.kinds.iter().zip(&v.kinds);
@@ -408,14 +194,5 @@ impl Layers {
             .map(|(factor, count)| factor * count)
             .sum();
         own + changed
-    }
-}
-
-impl Taken {
-    fn half(&self, half: usize) -> &Demand {
-        match half {
-            0 => &self.forward,
-            _ => &self.later,
-        }
     }
 }

@@ -3,9 +3,12 @@
 pub mod baselines;
 pub mod families;
 pub mod front;
+pub mod grid;
+pub mod layers;
 pub mod menu;
-pub mod milp;
+mod milp;
 pub mod misfit;
+pub mod policies;
 mod price;
 pub mod problem;
 mod proposal;

@@ -4,13 +4,13 @@ use std::collections::BTreeSet;
 
 use rayon::prelude::*;
 
+use super::layers::{Column, Kind, Layers};
 use super::may_choose;
 use super::menu::{self, Fate, Home, Saved};
-use super::milp::{Column, Kind, Layers};
 use super::price::{decides, names_layers};
 use super::sample::{self, Change, DEPTHS, Taken};
 use crate::error::Result;
-use crate::graph::Stream;
+use crate::graph::{Step, Stream};
 use crate::plan::{Choice, Plan, Request};
 use crate::spec::model::Head;
 
@@ -45,20 +45,16 @@ impl Problems {
     /// Where no home can be planned.
     pub fn of(request: &Request) -> Result<Problems> {
         let kernels = kernels(request);
-        let homes = menu::homes(request);
+        let shallow = at_depth(request, DEPTHS.0);
+        let fused = [Choice::new("fused_update", "*", &[])];
+        let fuses = may_choose(request, "fused_update")
+            && planned(&shallow, &fused, &[]).is_ok_and(|plan| plan.steps().is_ok());
+        let homes = menu::homes(request, fuses);
         let device = homes.iter().rev().find(|h| h.by_layer.is_empty());
         let device = device.cloned().unwrap_or_else(|| homes[0].clone());
-        let shallow = at_depth(request, DEPTHS.0);
         let step = sample::steady(&planned(&shallow, &device.choices("*", 1), &kernels)?)?;
-        let saved = step
-            .as_ref()
-            .map_or(Vec::new(), |step| menu::saved(step, 1));
-        let others = step.as_ref().map_or(Vec::new(), |step| {
-            let shared = step.storages.iter().filter(|s| s.shared);
-            let first = shared.filter_map(|s| s.name.split('/').next());
-            let beside: BTreeSet<&str> = first.filter(|f| !f.starts_with("layers.")).collect();
-            beside.into_iter().map(String::from).collect()
-        });
+        let saved = (step.as_ref()).map_or(Vec::new(), |step| menu::saved(step, 1));
+        let others = step.as_ref().map_or(Vec::new(), blocks_beside);
         let changes = changes(request, &device, &kernels, &saved)?;
         let mut problems = Problems {
             all: Vec::new(),
@@ -114,6 +110,7 @@ impl Problems {
     ) -> Problem {
         let count = request.job.model.layers;
         let column = |change: &Change| Column {
+            flight: -change.held.gpu.min(0.0) * under_way(change.fate, home.pace) / count as f64,
             takes: Taken {
                 peak: change.held,
                 forward: change.forward,
@@ -172,6 +169,14 @@ impl Measured {
     }
 }
 
+/// Layers whose values of one fate are on the device at the highest instant, on average.
+fn under_way(fate: Fate, pace: u64) -> f64 {
+    match fate {
+        Fate::Recompute => 1.0,
+        Fate::Offload => 1.0 + pace as f64 / 2.0,
+    }
+}
+
 /// What a layer takes, and what the step takes beside its layers.
 #[derive(Debug, Clone, Copy)]
 struct Line {
@@ -187,6 +192,14 @@ impl Line {
             rest: Taken::continued(&near, &far, 0),
         }
     }
+}
+
+/// The blocks beside the layers that hold something as long as training.
+fn blocks_beside(step: &Step) -> Vec<String> {
+    let shared = step.storages.iter().filter(|s| s.shared);
+    let first = shared.filter_map(|s| s.name.split('/').next());
+    let beside: BTreeSet<&str> = first.filter(|f| !f.starts_with("layers.")).collect();
+    beside.into_iter().map(String::from).collect()
 }
 
 /// The request for a model of `layers` layers; of no fewer than its own where a fixed choice names layers by number.

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Proposal;
+use super::layers::Counts;
 use super::menu::{self, Fate, Home, Saved};
-use super::milp::Counts;
 use super::problem::{Problem, Problems};
 use super::sample::Change;
 use crate::plan::Choice;

@@ -3,11 +3,11 @@
 use super::menu::{Fate, Saved};
 use crate::error::Result;
 use crate::graph::{Phase, Stream, When};
-use crate::machine::estimate::{per_step, simulate};
+use crate::machine::estimate::{per_step, simulate, stepping};
 use crate::machine::sim::demand::{Demand, demand};
 use crate::machine::timeline::{Mark, Timeline};
 use crate::plan::Plan;
-use crate::program::{Instr, Program, height, programs};
+use crate::program::{Instr, Program, height};
 use crate::spec::job::PerPlace;
 
 /// Depths whose difference is one layer's part, as often as it is.
@@ -32,7 +32,7 @@ impl Taken {
     /// # Errors
     /// Where a choice cannot be applied.
     pub fn by(plan: &Plan) -> Result<Taken> {
-        let programs = per_step_programs(plan)?;
+        let programs = stepping(plan)?;
         let mut taken = Taken {
             peak: height(&programs).map(|bytes| bytes.0 as f64),
             ..Taken::default()
@@ -105,13 +105,6 @@ pub struct Change {
     pub later: Demand,
 }
 
-/// Programs of `plan` that run in a step.
-fn per_step_programs(plan: &Plan) -> Result<Vec<Program>> {
-    let mut set = plan.steps()?;
-    set.steps.retain(|(when, _)| per_step(*when, None) > 0.0);
-    programs(set, plan.job.target.backend)
-}
-
 /// The fates that `all` saved values can have, each at a layer of its own of one model: layer 1 is for the first of them; the first
 /// layer and the last two keep everything.
 pub fn each_fate(all: &[Saved], open: &[Fate]) -> Vec<(usize, Fate)> {
@@ -132,7 +125,7 @@ pub fn depth(fates: &[(usize, Fate)]) -> u64 {
 /// # Errors
 /// Where a choice cannot be applied.
 pub fn changes(plan: &Plan, fates: &[(usize, Fate)]) -> Result<Vec<Change>> {
-    let programs = per_step_programs(plan)?;
+    let programs = stepping(plan)?;
     let layers = plan.job.model.layers as usize;
     let (mut held, mut asked) = (
         vec![PerPlace::<f64>::default(); layers],

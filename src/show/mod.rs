@@ -5,6 +5,7 @@ pub mod choice;
 pub mod comparison;
 pub mod explain;
 pub mod facts;
+pub mod grid;
 pub mod job;
 pub mod json;
 pub mod learning;

@@ -39,19 +39,19 @@ pub struct Cell {
     pub seed: u64,
 }
 
-/// A method with its learning rate: the best of a few that were tried on the same text for 400 steps (2,000 for estimators).
+/// A method with its learning rate: the best of a few that were tried on the same text (on code for the whole run, from scratch and for estimators for fewer steps).
 type Method = (&'static str, f64);
 
 /// First-order optimizers on `tiny`, from scratch.
 const FIRST_ORDER: [Method; 9] = [
     ("adamw", 3e-3),
     ("adamw8bit", 3e-3),
-    ("microadam:density=0.1", 3e-3),
+    ("microadam:density=0.5", 1e-3),
     ("galore:rank=32,scale=1", 3e-3),
     ("lion", 3e-4),
     ("adafactor", 1e-2),
     ("sgd", 0.1),
-    ("blockllm:sparsity=0.5,every=50,patience=10", 3e-3),
+    ("blockllm:sparsity=0.2,every=100", 3e-3),
     ("lsp_offload:check=500", 3e-3),
 ];
 
@@ -64,12 +64,12 @@ const SMALL: [Method; 3] = [
 
 /// From the checkpoint of `tiny` onto another text.
 const ADAPTED: [Method; 11] = [
-    ("adamw", 3e-3),
-    ("adamw8bit", 3e-3),
-    ("microadam:density=0.1", 3e-3),
-    ("blockllm:sparsity=0.5,every=50,patience=10", 3e-3),
-    ("blockllm:rule=paper,sparsity=0.5,patience=10", 3e-3),
-    ("lsp_offload:check=250", 3e-3),
+    ("adamw", 6e-3),
+    ("adamw8bit", 6e-3),
+    ("microadam:density=0.5", 1e-3),
+    ("blockllm:sparsity=0.2,every=100", 6e-3),
+    ("blockllm:rule=paper,sparsity=0.2", 6e-3),
+    ("lsp_offload:check=250", 6e-3),
     ("lora:targets=all-linear,rank=16,alpha=16", 1e-2),
     ("nf4_weights+lora:targets=all-linear,rank=16,alpha=16", 1e-2),
     ("adapter", 3e-3),
