@@ -7,10 +7,12 @@ use memfit::machine::learning::{Cell, cells, held, read};
 use memfit::show::learning::markdown;
 
 /// Demands that are missed, each named with what is known of the reason on the page.
-const MISSED: [&str; 4] = [
-    "scratch/microadam",
+const MISSED: [&str; 6] = [
+    "scratch/blockllm",
     "adapted/adamw8bit",
     "adapted/microadam",
+    "adapted/blockllm",
+    "adapted/blockllm:rule=paper",
     "adapted/lsp_offload",
 ];
 

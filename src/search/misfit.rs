@@ -4,14 +4,15 @@ use std::collections::BTreeMap;
 
 use rayon::prelude::*;
 
-use super::{Candidate, Outcome, families, price, solve};
+use super::problem::Problems;
+use super::{Candidate, Outcome, families, price};
 use crate::error::Result;
 use crate::graph::Phase;
 use crate::machine::estimate;
 use crate::plan::{Plan, Request};
 use crate::program::{Instr, Program};
 use crate::spec::device;
-use crate::spec::job::{Budget, Exactness, PerPlace, Place};
+use crate::spec::job::{Budget, Exactness, PerPlace, Place, Target};
 use crate::spec::units::Bytes;
 
 /// What does not fit, and the smallest changes that would.
@@ -155,11 +156,11 @@ fn changes(request: &Request) -> Vec<String> {
     kinds.par_iter().filter_map(|kind| kind(request)).collect()
 }
 
-/// Whether some plan of `request` fits, lowered whole.
+/// Whether the plan of `request` that takes least fits, lowered whole.
 fn fits(request: &Request) -> bool {
     let budget = request.job.target.budget();
-    let solved = solve::solve(request, &budget);
-    solved.is_ok_and(|solved| solved.candidates.iter().any(|c| c.fits(&budget)))
+    let least = Problems::of(request).and_then(|problems| problems.least(request, &budget));
+    least.is_ok_and(|least| least.is_some_and(|least| least.fits(&budget)))
 }
 
 fn batch(request: &Request) -> Option<String> {
@@ -176,14 +177,16 @@ fn sequence(request: &Request) -> Option<String> {
     .map(|seq| format!("--seq {seq}"))
 }
 
-/// The first of `from`/2, `from`/4, … that fits.
+/// The first of `from`/2, `from`/4, … that fits: with less of it, less is taken.
 fn halved(request: &Request, from: u64, set: impl Fn(&mut Request, u64)) -> Option<u64> {
     let halves = std::iter::successors(Some(from / 2), |&n| Some(n / 2));
-    halves.take_while(|&n| n > 0).find(|&n| {
+    let halves: Vec<u64> = halves.take_while(|&n| n > 0).collect();
+    let passes = |&n: &u64| {
         let mut smaller = request.clone();
         set(&mut smaller, n);
-        fits(&smaller)
-    })
+        !fits(&smaller)
+    };
+    halves.get(halves.partition_point(passes)).copied()
 }
 
 /// The smallest device of the catalogue, with more memory than the one asked for, that fits.
@@ -194,16 +197,13 @@ fn larger_device(request: &Request) -> Option<String> {
         .collect();
     larger.sort_by(|a, b| a.memory.cmp(&b.memory).then(a.id.cmp(&b.id)));
     larger.dedup_by_key(|d| d.memory);
-    let fitting = |device: &&device::Device| {
+    let passes = |device: &&device::Device| {
         let mut other = request.clone();
-        let target = crate::spec::job::Target::new((*device).clone(), request.job.target.host);
-        other.job.target = target;
-        fits(&other)
+        other.job.target = Target::new((*device).clone(), request.job.target.host);
+        !fits(&other)
     };
-    larger
-        .into_iter()
-        .find(fitting)
-        .map(|d| format!("--gpu {}", d.id))
+    let first = larger.get(larger.partition_point(passes))?;
+    Some(format!("--gpu {}", first.id))
 }
 
 /// Lossy methods, where they were not asked for.

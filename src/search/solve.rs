@@ -139,6 +139,17 @@ fn smallest<'a>(problems: &'a Problems, budget: &Budget) -> Vec<(&'a Problem, Co
 }
 
 impl Problems {
+    /// The plan that passes `budget` by least as it is counted, lowered whole.
+    ///
+    /// # Errors
+    /// Where it cannot be lowered.
+    pub fn least(&self, request: &Request, budget: &Budget) -> Result<Option<Candidate>> {
+        let least = smallest(self, budget).into_iter().next();
+        least
+            .map(|(problem, counts)| self.whole(request, problem, &counts))
+            .transpose()
+    }
+
     /// The plans of some counts, each lowered whole.
     fn lowered(
         &self,
