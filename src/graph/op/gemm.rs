@@ -120,7 +120,7 @@ pub fn matmul<A: Element, B: Element, D: Element>(
                 stride,
             };
             let slots = rayon::current_num_threads();
-            let grid = Grid::new(m, n, slots * 2, PLAIN);
+            let grid = Grid::new(m, n, slots, PLAIN);
             each_block(slots, grid.blocks(), |_, index| {
                 plain_block(target, &a, &b, grid.block(index), accumulate)
             });
