@@ -169,8 +169,8 @@ fn what_is_said_to_fit_instead_fits() {
     assert!(held > misfit.have || misfit.need <= misfit.have + held);
     let device = misfit.changes.iter().find_map(|c| c.strip_prefix("--gpu "));
     let mut larger = request.clone();
-    larger.job.target.device = device::find(device.unwrap()).unwrap();
-    larger.job.target = Target::new(larger.job.target.device, request.job.target.host);
+    let device = device::find(device.unwrap()).unwrap();
+    larger.job.target = Target::new(device, request.job.target.host);
     assert!(matches!(search(&larger).unwrap().outcome, Outcome::Fits(_)));
     for change in &misfit.changes {
         let Some(batch) = change.strip_prefix("--batch ") else {

@@ -84,11 +84,18 @@ pub fn stepping(plan: &Plan) -> Result<Vec<Program>> {
 /// # Errors
 /// Where a choice cannot be applied, or a program breaks a rule.
 pub fn proved(plan: &Plan) -> Result<Estimate> {
-    let programs = all(plan)?;
-    for program in &programs {
+    prove(plan, &all(plan)?)
+}
+
+/// The estimate of `plan` from all its `programs`, each proved by the checker.
+///
+/// # Errors
+/// Where a program breaks a rule.
+pub fn prove(plan: &Plan, programs: &[Program]) -> Result<Estimate> {
+    for program in programs {
         check(program)?;
     }
-    summarize(plan, &programs)
+    summarize(plan, programs)
 }
 
 /// The estimate of `plan` from its `programs`.

@@ -1,9 +1,8 @@
 //! Methods that change what is learned, planned beside the exact plans where lossy results are allowed.
 
-use super::{Proposal, may_choose};
+use super::{Proposal, menu};
 use crate::plan::{Choice, Request};
 use crate::spec::job::{Exactness, Precision};
-use crate::spec::model::Head;
 
 /// A method, and what is known of what it costs in quality.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,15 +98,7 @@ fn proposals(family: &'static Family, request: &Request) -> Vec<Proposal> {
         .filter(applies)
         .filter_map(parse)
         .collect();
-    let mut streamed = Vec::new();
-    if request.job.model.head == Head::Causal {
-        let names = ["chunked_loss", "flash_attention"].into_iter();
-        streamed.extend(
-            names
-                .filter(|n| may_choose(request, n))
-                .map(|n| Choice::new(n, "*", &[])),
-        );
-    }
+    let streamed = menu::kernels(request);
     let with = |more: &[Choice]| own.iter().chain(&streamed).chain(more).cloned().collect();
     let proposal = |name: String, choices| Proposal {
         name,

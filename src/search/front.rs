@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::layers::Counts;
 use super::problem::{Problem, Problems};
 use crate::plan::Choice;
-use crate::spec::job::{Budget, Exactness, Place};
+use crate::spec::job::{Budget, Exactness};
 use crate::spec::units::{Bytes, Seconds};
 
 /// Memories on the front.
@@ -38,7 +38,7 @@ pub fn of(problems: &Problems, budget: &Budget) -> Vec<Point> {
     let high = problems.all.iter().map(most).fold(0.0, f64::max);
     let ratio = (high / low).max(1.0);
     let memory = |at: u32| low * ratio.powf(f64::from(at) / f64::from(POINTS - 1)) * 1.001;
-    let free = within(budget, Bytes(u64::MAX >> 1));
+    let free = budget.with_device(Bytes(u64::MAX >> 1));
     let mut open: Vec<(&Problem, f64)> = (problems.all.par_iter())
         .filter_map(|problem| Some((problem, problem.layers.bound(&free)?)))
         .collect();
@@ -47,7 +47,7 @@ pub fn of(problems: &Problems, budget: &Budget) -> Vec<Point> {
         .into_par_iter()
         .map(|at| {
             let device = Bytes(memory(at).ceil() as u64);
-            point(problems, &open, &within(budget, device), device)
+            point(problems, &open, &budget.with_device(device), device)
         })
         .collect();
     let mut front: Vec<Point> = Vec::new();
@@ -57,17 +57,6 @@ pub fn of(problems: &Problems, budget: &Budget) -> Vec<Point> {
         }
     }
     front
-}
-
-/// `budget` with `device` bytes of the device.
-fn within(budget: &Budget, device: Bytes) -> Budget {
-    let mut budget = budget.clone();
-    for (places, most) in &mut budget.rows {
-        if places[..] == [Place::Gpu] {
-            *most = device;
-        }
-    }
-    budget
 }
 
 /// The fastest of `open` problems, each with what it takes at least, within `budget`.

@@ -13,7 +13,7 @@ use crate::error::Result;
 use crate::machine::estimate;
 use crate::machine::rows::{self, Named};
 use crate::plan::{Choice, Plan, Request};
-use crate::spec::job::{Budget, Exactness, Host, Job, Optimizer, Place, Precision, Target};
+use crate::spec::job::{Budget, Exactness, Host, Job, Optimizer, Precision, Target};
 use crate::spec::model::Position;
 use crate::spec::units::Bytes;
 use crate::spec::{catalog, device};
@@ -140,18 +140,9 @@ fn sweep(begin: &str, request: &Request) -> Result<Vec<Row>> {
     let problems = Problems::of(request)?;
     let plain = &problems.all[0].layers;
     let (whole, _) = plain.peak(&plain.plain());
-    let budget = |share: u64| {
-        let mut budget = request.job.target.budget();
-        let device = Bytes((whole.gpu * share as f64 / 100.0) as u64);
-        for (places, most) in &mut budget.rows {
-            if places[..] == [Place::Gpu] {
-                *most = device;
-            }
-        }
-        (budget, device)
-    };
     let row = |share: u64| {
-        let (budget, device) = budget(share);
+        let device = Bytes((whole.gpu * share as f64 / 100.0) as u64);
+        let budget = request.job.target.budget().with_device(device);
         let solved = solve::within(&problems, request, &budget)?;
         let fits = solved.candidates.iter().filter(|c| c.fits(&budget));
         let best = fits.min_by(|a, b| a.estimate.step.0.total_cmp(&b.estimate.step.0));

@@ -8,6 +8,7 @@ use crate::graph::op::transfer::MOVE;
 use crate::graph::tensor::{Role, StorageId};
 use crate::graph::{Node, Phase, Step};
 use crate::plan::{Choice, Request};
+use crate::spec::model::Head;
 use crate::spec::units::Bytes;
 
 /// Values smaller than this stay: a copy's fixed cost is larger than what they save.
@@ -127,6 +128,16 @@ pub fn site(saved: &[&Saved], sites: &str) -> String {
     let leaves = saved.iter().flat_map(|s| &s.leaves);
     let parts: Vec<String> = leaves.map(|leaf| format!("{sites}/{leaf}")).collect();
     parts.join("+")
+}
+
+/// Kernels that keep less and compute the same up to rounding.
+pub fn kernels(request: &Request) -> Vec<Choice> {
+    if request.job.model.head != Head::Causal {
+        return Vec::new();
+    }
+    let names = ["chunked_loss", "flash_attention"].into_iter();
+    let open = names.filter(|name| may_choose(request, name));
+    open.map(|name| Choice::new(name, "*", &[])).collect()
 }
 
 /// Where parameters, gradients and optimizer state live.

@@ -47,7 +47,7 @@ pub fn explain(request: &Request, budget: &Budget, considered: &[Candidate]) -> 
         None => as_fixed(request)?,
     };
     let programs = estimate::all(&closest.plan)?;
-    closest.estimate = estimate::proved(&closest.plan)?;
+    closest.estimate = estimate::prove(&closest.plan, &programs)?;
     let peak = closest.estimate.peak;
     let (places, over) = budget
         .passed(&peak)

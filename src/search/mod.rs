@@ -115,8 +115,8 @@ pub struct Answer {
     pub seconds: Seconds,
 }
 
-/// Finds the fastest plan of `request` that fits, among a list of candidates that does not depend on the budget: so a larger budget
-/// is never slower.
+/// Finds the fastest plan of `request` that fits, among the baselines, lossy methods where they are allowed, and plans that are solved
+/// for within its budget.
 ///
 /// # Errors
 /// Where the job or a fixed choice is wrong.

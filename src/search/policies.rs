@@ -104,19 +104,20 @@ fn costs(column: &Column) -> (f64, f64) {
     )
 }
 
-/// Columns of a fate, those that free most bytes for a second first.
-fn by_worth(
-    problems: &Problems,
-    layers: &Layers,
-    fate: Fate,
-    seconds: impl Fn(&Column) -> f64,
-) -> Vec<usize> {
+/// Columns of `fates`, those that free most bytes for a second first.
+fn by_worth(problems: &Problems, layers: &Layers, fates: &[Fate]) -> Vec<usize> {
+    let fate = |index: usize| problems.changes[index].fate;
     let worth = |index: &usize| {
         let column = &layers.columns[*index];
-        -column.takes.peak.gpu / seconds(column).max(1e-12)
+        let (compute, link) = costs(column);
+        let seconds = match fate(*index) {
+            Fate::Recompute => compute,
+            Fate::Offload => link,
+        };
+        -column.takes.peak.gpu / seconds.max(1e-12)
     };
-    let of = |index: &usize| problems.changes[*index].fate == fate;
-    let mut all: Vec<usize> = (0..layers.columns.len()).filter(of).collect();
+    let all = 0..layers.columns.len();
+    let mut all: Vec<usize> = all.filter(|&index| fates.contains(&fate(index))).collect();
     all.sort_by(|a, b| worth(b).total_cmp(&worth(a)));
     all
 }
@@ -152,7 +153,7 @@ fn swap_first(problems: &Problems, problem: &Problem, budget: &Budget) -> Option
     let mut counts = layers.plain();
     let mut hidden =
         layers.kinds[0].takes.forward.0[Stream::Compute as usize] * layers.count as f64;
-    for index in by_worth(problems, layers, Fate::Offload, |c| costs(c).1) {
+    for index in by_worth(problems, layers, &[Fate::Offload]) {
         let column = &layers.columns[index];
         let each = costs(column).1.max(1e-12);
         while counts.columns[0][index] < column.most as f64 && hidden >= each {
@@ -163,23 +164,12 @@ fn swap_first(problems: &Problems, problem: &Problem, budget: &Budget) -> Option
             hidden -= each;
         }
     }
-    let drops = by_worth(problems, layers, Fate::Recompute, |c| costs(c).0);
+    let drops = by_worth(problems, layers, &[Fate::Recompute]);
     until_it_fits(layers, &drops, counts, budget)
 }
 
 fn greedy(problems: &Problems, problem: &Problem, budget: &Budget) -> Option<Counts> {
     let layers = &problem.layers;
-    let cost = |index: usize| {
-        let (compute, link) = costs(&layers.columns[index]);
-        match problems.changes[index].fate {
-            Fate::Recompute => compute,
-            Fate::Offload => link,
-        }
-    };
-    let mut order: Vec<usize> = (0..layers.columns.len()).collect();
-    order.sort_by(|&a, &b| {
-        let worth = |i: usize| -layers.columns[i].takes.peak.gpu / cost(i).max(1e-12);
-        worth(b).total_cmp(&worth(a))
-    });
+    let order = by_worth(problems, layers, &Fate::ALL);
     until_it_fits(layers, &order, layers.plain(), budget)
 }

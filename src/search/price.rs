@@ -129,7 +129,7 @@ pub(super) fn names_layers(request: &Request) -> bool {
 }
 
 /// The request for a model of `layers` layers.
-fn depth(request: &Request, layers: u64) -> Request {
+pub(super) fn depth(request: &Request, layers: u64) -> Request {
     let mut request = request.clone();
     request.job.model.layers = layers;
     request

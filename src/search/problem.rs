@@ -7,12 +7,11 @@ use rayon::prelude::*;
 use super::layers::{Column, Kind, Layers};
 use super::may_choose;
 use super::menu::{self, Fate, Home, Saved};
-use super::price::{decides, names_layers};
+use super::price::{decides, depth, names_layers};
 use super::sample::{self, Change, DEPTHS, Taken};
 use crate::error::Result;
 use crate::graph::{Step, Stream};
 use crate::plan::{Choice, Plan, Request};
-use crate::spec::model::Head;
 
 /// A home of the states with what may be chosen beside it.
 #[derive(Debug, Clone)]
@@ -44,7 +43,7 @@ impl Problems {
     /// # Errors
     /// Where no home can be planned.
     pub fn of(request: &Request) -> Result<Problems> {
-        let kernels = kernels(request);
+        let kernels = menu::kernels(request);
         let shallow = at_depth(request, DEPTHS.0);
         let fused = [Choice::new("fused_update", "*", &[])];
         let fuses = may_choose(request, "fused_update")
@@ -204,12 +203,12 @@ fn blocks_beside(step: &Step) -> Vec<String> {
 
 /// The request for a model of `layers` layers; of no fewer than its own where a fixed choice names layers by number.
 fn at_depth(request: &Request, layers: u64) -> Request {
-    let mut request = request.clone();
-    request.job.model.layers = match names_layers(&request) {
-        true => layers.max(request.job.model.layers),
-        false => layers,
+    let least = if names_layers(request) {
+        request.job.model.layers
+    } else {
+        0
     };
-    request
+    depth(request, layers.max(least))
 }
 
 /// The plan of what is fixed, and of `choices` and `kernels` about anything else.
@@ -220,16 +219,6 @@ fn planned(request: &Request, choices: &[Choice], kernels: &[Choice]) -> Result<
         .filter(|c| !decides(request, c));
     let all = request.fixed.iter().chain(own).cloned().collect();
     Plan::new(request.job.clone(), all)
-}
-
-/// Kernels that keep less and compute the same up to rounding.
-fn kernels(request: &Request) -> Vec<Choice> {
-    if request.job.model.head != Head::Causal {
-        return Vec::new();
-    }
-    let names = ["chunked_loss", "flash_attention"].into_iter();
-    let open = names.filter(|name| may_choose(request, name));
-    open.map(|name| Choice::new(name, "*", &[])).collect()
 }
 
 /// What the fates of saved values change.

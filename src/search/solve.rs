@@ -9,8 +9,8 @@ use super::problem::{Problem, Problems};
 use super::{Candidate, price};
 use crate::error::Result;
 use crate::machine::estimate;
-use crate::plan::Request;
-use crate::program::height;
+use crate::plan::{Plan, Request};
+use crate::program::{Program, height};
 use crate::spec::job::{Budget, PerPlace, Place};
 use crate::spec::units::{Bytes, Seconds};
 
@@ -31,17 +31,17 @@ const WHOLE: usize = 2;
 /// Plans proposed to be slower than the fastest by this are not lowered: proposals are not so far off.
 const FAR: f64 = 1.1;
 
-/// The part of an excess that is held back where what was counted too little is held back already.
-const STEP: f64 = 0.5;
-
 /// The same for what others would do: it stands where all that was solved for turns out slower.
 const FARTHER: f64 = 1.25;
 
 /// Layers that are lowered for what others would do, in all of their plans.
 const LAYERS: u64 = 240;
 
-/// How often a plan that does not fit is solved for again, with as much held back as it passed its budget by.
+/// How often a plan that does not fit is solved for again, with what was counted too little held back.
 const ROUNDS: usize = 8;
+
+/// The part of an excess that is held back where what was counted too little is held back already.
+const STEP: f64 = 0.5;
 
 /// Solves `request` within `budget`.
 ///
@@ -172,14 +172,8 @@ impl Problems {
     ) -> Result<Candidate> {
         let proposal = self.proposal(problem, counts);
         let plan = price::plan(request, &proposal)?;
-        Ok(Candidate {
-            name: proposal.name,
-            family: None,
-            estimate: estimate::quick(&plan)?,
-            plan,
-            exact: true,
-            proposed: Seconds(counts.seconds),
-        })
+        let programs = estimate::stepping(&plan)?;
+        candidate(proposal.name, plan, &programs, counts)
     }
 
     /// The plan of `counts`, lowered whole; solved for again while it does not fit.
@@ -201,14 +195,14 @@ impl Problems {
                 true => {
                     let counted = problem.layers.rows(&counts, budget);
                     let rows = budget.rows.iter().zip(counted).zip(over);
-                    for (back, ((row, counted), over)) in held_back.iter_mut().zip(rows) {
+                    let passed = held_back
+                        .iter_mut()
+                        .zip(rows)
+                        .filter(|(_, (_, over))| *over > 0.0);
+                    for (back, ((row, counted), over)) in passed {
                         // What was counted too little; more where that was held back already.
                         let missed = row.1.0 as f64 + over - counted;
-                        *back = if over > 0.0 {
-                            missed.max(*back + STEP * over)
-                        } else {
-                            *back
-                        };
+                        *back = missed.max(*back + STEP * over);
                     }
                     problem.layers.fastest(budget, &held_back)
                 }
@@ -216,24 +210,27 @@ impl Problems {
             };
             match tighter {
                 Some(tighter) => counts = tighter,
-                None => {
-                    return Ok(Candidate {
-                        name: proposal.name,
-                        family: None,
-                        estimate: estimate::summarize(&plan, &programs)?,
-                        plan,
-                        exact: true,
-                        proposed: Seconds(counts.seconds),
-                    });
-                }
+                None => return candidate(proposal.name, plan, &programs, &counts),
             }
         }
         unreachable!("the last round returns")
     }
 }
 
-/// The largest excess of each row of `budget`, in bytes.
-pub fn excess(budget: &Budget, peak: &PerPlace<Bytes>) -> Vec<f64> {
+/// A plan that was solved for, from its whole programs.
+fn candidate(name: String, plan: Plan, programs: &[Program], counts: &Counts) -> Result<Candidate> {
+    Ok(Candidate {
+        name,
+        family: None,
+        estimate: estimate::summarize(&plan, programs)?,
+        plan,
+        exact: true,
+        proposed: Seconds(counts.seconds),
+    })
+}
+
+/// Bytes by which `peak` passes each row of `budget`, below zero where it does not.
+fn excess(budget: &Budget, peak: &PerPlace<Bytes>) -> Vec<f64> {
     let over = |(places, most): &(Vec<Place>, Bytes)| {
         let taken: u64 = places.iter().map(|&p| peak[p].0).sum();
         taken as f64 - most.0 as f64

@@ -115,6 +115,15 @@ pub struct Budget {
 }
 
 impl Budget {
+    /// The same with `device` bytes of the device.
+    pub fn with_device(&self, device: Bytes) -> Budget {
+        let mut budget = self.clone();
+        let own = budget.rows.iter_mut();
+        own.filter(|(places, _)| places[..] == [Place::Gpu])
+            .for_each(|(_, most)| *most = device);
+        budget
+    }
+
     /// The first row that `used` passes, and by how much; `None` where it fits.
     pub fn passed(&self, used: &PerPlace<Bytes>) -> Option<(&[Place], Bytes)> {
         self.rows.iter().find_map(|(places, most)| {
