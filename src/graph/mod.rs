@@ -10,6 +10,7 @@ pub mod reach;
 pub mod tangent;
 pub mod tensor;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
@@ -159,6 +160,8 @@ pub struct Step {
     pub tensors: Vec<Tensor>,
     /// The nodes, in issue order.
     pub nodes: Vec<Node>,
+    /// The storages that were added to outlast the step, by name.
+    lasting: HashMap<Name, StorageId>,
 }
 
 impl Step {
@@ -184,8 +187,12 @@ impl Step {
 
     /// A new storage of exactly `bytes`.
     pub fn add_storage(&mut self, storage: Storage) -> StorageId {
+        let id = StorageId(self.storages.len() as u32);
+        if storage.shared {
+            self.lasting.entry(storage.name.clone()).or_insert(id);
+        }
         self.storages.push(storage);
-        StorageId(self.storages.len() as u32 - 1)
+        id
     }
 
     /// A value that fills `storage` from its start, at its newest version as given.
@@ -227,11 +234,8 @@ impl Step {
 
     /// The shared storage called `name`, if this step has it.
     pub fn shared(&self, name: &str) -> Option<StorageId> {
-        let at = self
-            .storages
-            .iter()
-            .position(|s| s.shared && &*s.name == name)?;
-        Some(StorageId(at as u32))
+        let id = *self.lasting.get(name)?;
+        self.storage(id).shared.then_some(id)
     }
 
     /// The value on entry of the shared storage called `name`, if this step has it.

@@ -1,30 +1,33 @@
 //! Bringing values to where they are used: a node whose stream cannot touch an input's place gets a copy that it can.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::op::transfer::{MOVE, Move, SETTLE, Settle};
-use super::tensor::{Name, Role, TensorId};
+use super::tensor::{Name, Role, Storage, TensorId};
 use super::{Node, Spot, Step, Stream};
 use crate::error::Result;
 use crate::spec::job::Place;
 
 /// How copies run, by what is copied.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Paces {
-    /// Activations.
+    /// Storages that have a pace of their own: activations, and where they are sent to.
+    pub own: HashMap<Name, Pace>,
+    /// Other activations.
     pub activations: Pace,
     /// Everything else.
     pub others: Pace,
 }
 
 impl Paces {
-    /// How copies of what plays `role` run.
-    pub fn of(&self, role: Role) -> Pace {
-        match role {
+    /// How copies of `storage` run.
+    pub fn of(&self, storage: &Storage) -> Pace {
+        let own = self.own.get(&storage.name).copied();
+        own.unwrap_or(match storage.role {
             Role::Activation => self.activations,
             _ => self.others,
-        }
+        })
     }
 }
 
@@ -62,38 +65,42 @@ pub fn bring(step: &mut Step, paces: &Paces) -> Result<()> {
     for (index, node) in nodes.into_iter().enumerate() {
         rewritten.push(bringer.node(index, node)?);
     }
-    let mut insert = bringer.insert;
+    let mut insert = bringer.insert.into_iter().peekable();
     for (index, node) in rewritten.into_iter().enumerate() {
-        step.nodes
-            .extend(insert.remove(&(index, false)).unwrap_or_default());
+        while let Some((_, ahead)) = insert.next_if(|(at, _)| *at == (index, false)) {
+            step.nodes.extend(ahead);
+        }
         step.nodes.push(node);
-        step.nodes
-            .extend(insert.remove(&(index, true)).unwrap_or_default());
+        while let Some((_, behind)) = insert.next_if(|(at, _)| *at == (index, true)) {
+            step.nodes.extend(behind);
+        }
     }
     Ok(())
 }
 
 /// Lets device bytes that are copied out stay alive for some units more, so that the compute stream does not wait for the copy at once.
 pub fn settle(step: &mut Step, paces: &Paces) {
+    if step.nodes.iter().all(|node| node.op.name() != MOVE) {
+        return;
+    }
     let units = units(step);
-    let mut last = BTreeMap::new();
+    let mut last = vec![0; step.storages.len()];
     for (index, node) in step.nodes.iter().enumerate() {
         for &value in node.inputs.iter().chain(&node.outputs) {
-            last.insert(step.tensor(value).storage, index);
+            last[step.tensor(value).storage.0 as usize] = index;
         }
     }
     let leaves = |node: &Node, at: usize| {
         let storage = step.tensor(node.inputs[0]).storage;
         let from = step.storage(storage);
-        let ends = last.get(&storage).is_some_and(|&last| last < at);
-        from.place == Place::Gpu && !from.shared && ends
+        from.place == Place::Gpu && !from.shared && last[storage.0 as usize] < at
     };
     let mut insert: BTreeMap<usize, Vec<Node>> = BTreeMap::new();
     for (index, node) in step.nodes.iter().enumerate() {
         if node.op.name() != MOVE {
             continue;
         }
-        let lag = paces.of(step.storage_of(node.inputs[0]).role).lag;
+        let lag = paces.of(step.storage_of(node.inputs[0])).lag;
         let at = units.partition_point(|&u| u < units[index] + 1 + lag);
         if leaves(node, at) {
             let origin: Name = format!("{}.settle", node.origin).into();
@@ -108,12 +115,14 @@ pub fn settle(step: &mut Step, paces: &Paces) {
             });
         }
     }
-    let nodes = std::mem::take(&mut step.nodes);
-    for (index, node) in nodes.into_iter().enumerate() {
-        step.nodes.extend(insert.remove(&index).unwrap_or_default());
+    let mut insert = insert.into_iter().peekable();
+    for (index, node) in std::mem::take(&mut step.nodes).into_iter().enumerate() {
+        while let Some((_, settles)) = insert.next_if(|(at, _)| *at == index) {
+            step.nodes.extend(settles);
+        }
         step.nodes.push(node);
     }
-    step.nodes.extend(insert.into_values().flatten());
+    step.nodes.extend(insert.flat_map(|(_, settles)| settles));
 }
 
 /// Whether work queued in `stream` touches `place` directly.
@@ -135,19 +144,17 @@ fn home(stream: Stream) -> Place {
 
 /// A run of nodes of one part of a block, such as `layers.3/mlp`, in one half of the step: what `lead` and `lag` count in.
 fn units(step: &Step) -> Vec<usize> {
-    let part = |node: &Node| {
+    fn part(node: &Node) -> Option<&str> {
         let below = node.origin.strip_prefix(&*node.block);
         let below = below.and_then(|rest| rest.strip_prefix('/'));
         let first = below.and_then(|rest| rest.split('/').next());
-        first
-            .filter(|_| node.block.starts_with("layers."))
-            .map(String::from)
-    };
+        first.filter(|_| node.block.starts_with("layers."))
+    }
     let mut units = Vec::with_capacity(step.nodes.len());
-    let mut last: Option<(Name, bool, Option<String>)> = None;
+    let mut last: Option<(&Name, bool, Option<&str>)> = None;
     let mut unit = 0;
     for node in &step.nodes {
-        let here = Some((node.block.clone(), node.phase.is_later(), part(node)));
+        let here = Some((&node.block, node.phase.is_later(), part(node)));
         unit += usize::from(last.is_some() && last != here);
         last = here;
         units.push(unit);
@@ -200,7 +207,7 @@ impl Bringer<'_> {
             return Ok(copy);
         }
         let storage = self.step.tensor(value).storage;
-        let lead = self.paces.of(self.step.storage_of(value).role).lead;
+        let lead = self.paces.of(self.step.storage_of(value)).lead;
         let first = self.units.partition_point(|&u| u + lead < unit);
         let after = self.made.get(&storage.0).map_or(0, |&made| made + 1);
         let at = if own && lead == 0 {

@@ -74,7 +74,7 @@ pub fn quick(plan: &Plan) -> Result<Estimate> {
 /// # Errors
 /// Where a choice cannot be applied.
 pub fn stepping(plan: &Plan) -> Result<Vec<Program>> {
-    let mut set = plan.steps()?;
+    let mut set = plan.training_steps()?;
     set.steps.retain(|(when, _)| per_step(*when, None) > 0.0);
     programs(set, plan.job.target.backend)
 }
@@ -234,7 +234,7 @@ pub fn threads_for(plan: &Plan, cores: u32) -> u32 {
     let beside = |node: &Node| node.op.name() == MOVE || node.stream != Stream::Compute;
     let concurrent =
         |(when, step): &(When, Step)| per_step(*when, None) > 0.0 && step.nodes.iter().any(beside);
-    let set = plan.steps();
+    let set = plan.training_steps();
     match set.is_ok_and(|set| set.steps.iter().any(concurrent)) {
         true => cores.saturating_sub(1).max(1),
         false => cores.max(1),

@@ -37,19 +37,35 @@ impl Plan {
             return self.rechosen(args).steps();
         }
         let draft = self.draft()?;
+        let mut steps = self.training(&draft)?;
+        steps.push((When::Evaluate, self.forward(&draft, false)?.step));
+        self.with_gaps(steps)
+    }
+
+    /// The steps of training alone.
+    ///
+    /// # Errors
+    /// As [`Plan::steps`].
+    pub fn training_steps(&self) -> Result<StepSet> {
+        if let Some(args) = self.resolved()? {
+            return self.rechosen(args).training_steps();
+        }
+        self.with_gaps(self.training(&self.draft()?)?)
+    }
+
+    /// `steps` with what becomes of storages between their uses.
+    fn with_gaps(&self, steps: Vec<(When, Step)>) -> Result<StepSet> {
         let mut set = StepSet {
-            steps: self.training(&draft)?,
+            steps,
             ..StepSet::default()
         };
-        set.steps
-            .push((When::Evaluate, self.forward(&draft, false)?.step));
         for choice in &self.choices {
             choice
                 .behind()?
                 .gap(&mut set, &choice.sites()?, &choice.args)?;
         }
         agree_on_places(&mut set);
-        let paces = set.paces;
+        let paces = std::mem::take(&mut set.paces);
         for (_, step) in &mut set.steps {
             reach::bring(step, &paces)?;
             reach::settle(step, &paces);

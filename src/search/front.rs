@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::layers::Counts;
+use super::layers::{Counts, Room};
 use super::problem::{Problem, Problems};
 use crate::plan::Choice;
 use crate::spec::job::{Budget, Exactness};
@@ -78,7 +78,7 @@ fn point(
         if problem.layers.bound(budget).is_none_or(beaten) {
             continue;
         }
-        let counts = problem.layers.fastest(budget, &[]);
+        let counts = problem.layers.fastest(&Room::all(budget));
         if let Some(counts) = counts.filter(|counts| !beaten(counts.seconds)) {
             best = Some((problem, counts));
         }

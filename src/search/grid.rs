@@ -207,7 +207,7 @@ fn segments(problems: &Problems, request: &Request, budget: &Budget) -> Result<O
             .total_cmp(&b.layers.plain().seconds)
     });
     for problem in homes.into_iter().take(TRIED) {
-        let own = problem.home.choices("*", 1).into_iter();
+        let own = problem.home.choices("*", problem.home.pace).into_iter();
         let choices = own
             .chain(problems.kernels.iter().cloned())
             .chain([again.clone()]);

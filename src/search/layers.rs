@@ -62,17 +62,37 @@ pub struct Counts {
     pub seconds: f64,
 }
 
-/// A budget, and the bytes of each of its rows that are held back.
-pub(super) struct Room<'a> {
+/// Within what layers are solved for, and how their time is weighed.
+#[derive(Debug, Clone)]
+pub struct Room<'a> {
+    /// The budget.
     pub budget: &'a Budget,
-    pub held_back: &'a [f64],
+    /// Bytes of each of its rows that are held back.
+    pub held_back: Vec<f64>,
+    /// Seconds that a second of copies adds to the halves of the step beside what is counted, as whole plans have shown.
+    pub loss: [f64; 2],
 }
 
 impl Room<'_> {
+    /// All of `budget`, with times as they are counted.
+    pub fn all(budget: &Budget) -> Room<'_> {
+        Room {
+            budget,
+            held_back: vec![0.0; budget.rows.len()],
+            loss: [0.0; 2],
+        }
+    }
+
     /// Bytes of a row.
     pub fn most(&self, row: usize) -> f64 {
-        let held_back = self.held_back.get(row).copied().unwrap_or(0.0);
-        self.budget.rows[row].1.0 as f64 - held_back
+        self.budget.rows[row].1.0 as f64 - self.held_back[row]
+    }
+
+    /// Seconds of a step of `layers` with `counts`.
+    pub fn seconds(&self, layers: &Layers, counts: &Counts) -> f64 {
+        let (halves, copies) = (layers.halves(counts), layers.copies(counts));
+        let half = |half: usize| halves[half] + self.loss[half] * copies[half];
+        half(0) + half(1)
     }
 }
 
@@ -92,8 +112,8 @@ impl Layers {
         self.kinds[kind].strain[half] * column.takes.half(half).0[Stream::Compute as usize].max(0.0)
     }
 
-    /// The step's time as [`Layers::fastest`] counts it.
-    pub fn seconds(&self, counts: &Counts) -> f64 {
+    /// Seconds of the halves of the step as [`Layers::fastest`] counts them.
+    pub fn halves(&self, counts: &Counts) -> [f64; 2] {
         let chosen = |kind: usize| {
             let columns = self.columns.iter().zip(&counts.columns[kind]);
             columns.filter(|(_, n)| **n > 0.0)
@@ -111,7 +131,19 @@ impl Layers {
             let asked: Demand = kinds.clone().map(asked).sum();
             self.rest.spent[half] + kinds.map(pipeline).fold(asked.longest(), f64::max)
         };
-        half(0) + half(1)
+        [half(0), half(1)]
+    }
+
+    /// Seconds of copies in the halves of the step.
+    pub fn copies(&self, counts: &Counts) -> [f64; 2] {
+        [0, 1].map(|half| {
+            let of = |kind: usize| {
+                let columns = self.columns.iter().zip(&counts.columns[kind]);
+                let added = columns.map(|(c, n)| c.takes.copies(half) * n).sum::<f64>();
+                self.kinds[kind].takes.copies(half) * counts.kinds[kind] + added
+            };
+            (0..self.kinds.len()).map(of).sum()
+        })
     }
 
     /// What counts take of each place, and of the device where most saved values are gone.
@@ -165,7 +197,7 @@ impl Layers {
 
     /// Counts with their time.
     pub fn timed(&self, counts: Counts) -> Counts {
-        let seconds = self.seconds(&counts);
+        let seconds = self.halves(&counts).iter().sum();
         Counts { seconds, ..counts }
     }
 
@@ -223,7 +255,7 @@ impl Layers {
             for (bit, &(kind, column)) in broken.iter().enumerate() {
                 whole.columns[kind][column] += f64::from(mask >> bit & 1);
             }
-            whole.seconds = self.seconds(&whole);
+            whole.seconds = room.seconds(self, &whole);
             whole
         };
         let whole = (0..1u32 << broken.len()).map(rounding);
@@ -235,7 +267,7 @@ impl Layers {
             let stepped = |&(kind, column, by): &(usize, usize, f64)| {
                 let mut next = best.clone();
                 next.columns[kind][column] += by;
-                next.seconds = self.seconds(&next);
+                next.seconds = room.seconds(self, &next);
                 (next.seconds < best.seconds * (1.0 - 1e-9) && self.admits(&next, room))
                     .then_some(next)
             };
@@ -262,5 +294,12 @@ impl Taken {
             0 => &self.forward,
             _ => &self.later,
         }
+    }
+
+    /// Seconds of copies in a half of the step.
+    pub(super) fn copies(&self, half: usize) -> f64 {
+        let streams = Stream::ALL.into_iter();
+        let copies = streams.filter(|s| !matches!(s, Stream::Compute | Stream::HostCompute));
+        copies.map(|s| self.half(half).0[s as usize]).sum()
     }
 }

@@ -154,13 +154,12 @@ pub struct Home {
 }
 
 impl Home {
-    /// Its choices, those by layer at `site`, which every so many layers have: copies for one have the time of the layers up to the
-    /// next.
-    pub fn choices(&self, site: &str, every: u64) -> Vec<Choice> {
+    /// Its choices, those by layer at `site`, with copies `pace` half layers ahead and behind.
+    pub fn choices(&self, site: &str, pace: u64) -> Vec<Choice> {
         let at = |choice: &Choice| {
             let mut choice = choice.clone();
             choice.site = site.to_string();
-            paced(&mut choice, 2 * (every - 1) + self.pace);
+            paced(&mut choice, pace);
             choice
         };
         (self.whole.iter().cloned())
@@ -228,6 +227,13 @@ fn closer(home: &Home) -> Home {
     let mut closer = home.clone();
     closer.pace = 1;
     closer
+}
+
+/// The pace of copies for `some` of the layers, evenly, where it is `pace` for all: those for one have the time of the layers up to the next.
+pub fn pace(pace: u64, some: u64, layers: u64) -> u64 {
+    // Rounded: where more than half of the layers have some, neighbours would be in flight together.
+    let every = ((layers + some / 2) / some.max(1)).max(1);
+    2 * (every - 1) + pace
 }
 
 /// Lets a choice's copies go `pace` half layers ahead and stay as many behind.

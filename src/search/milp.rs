@@ -24,13 +24,12 @@ struct Variables {
 }
 
 impl Layers {
-    /// The fastest whole counts found within `budget`, less `held_back` bytes of each of its rows; `None` where there are none.
+    /// The fastest whole counts found within `room`; `None` where there are none.
     ///
     /// Copies pass beside the compute of all layers in their half of the step, which lasts as long as its longest server, and as the
     /// pipeline of each kind alone did.
-    pub fn fastest(&self, budget: &Budget, held_back: &[f64]) -> Option<Counts> {
-        let room = Room { budget, held_back };
-        let relaxed = self.relaxed(&room, None)?;
+    pub fn fastest(&self, room: &Room) -> Option<Counts> {
+        let relaxed = self.relaxed(room, None)?;
         // The optimum is convex in the layers of the second kind: a neighbour of the best fraction is the best whole number.
         let second = relaxed.kinds.get(1).copied().unwrap_or(0.0);
         let tried = match second.fract() == 0.0 {
@@ -38,8 +37,8 @@ impl Layers {
             false => vec![second.floor(), second.ceil()],
         };
         let whole = tried.into_iter().filter_map(|second| {
-            let counts = self.relaxed(&room, Some(second))?;
-            self.rounded(counts, &room)
+            let counts = self.relaxed(room, Some(second))?;
+            self.rounded(counts, room)
         });
         whole.min_by(|a, b| a.seconds.total_cmp(&b.seconds))
     }
@@ -47,8 +46,12 @@ impl Layers {
     /// The fastest counts, whole or not, with `second` layers of the second kind where that is given.
     fn relaxed(&self, room: &Room, second: Option<f64>) -> Option<Counts> {
         let (all, v) = self.variables();
+        let lost = |half: usize| {
+            let loss = room.loss[half];
+            self.all(&v, |taken| loss * taken.copies(half))
+        };
         let passes = v.halves.iter().sum::<Expression>();
-        let mut model = all.minimise(passes).using(microlp);
+        let mut model = all.minimise(passes + lost(0) + lost(1)).using(microlp);
         self.limit(&mut model, &v, room, true);
         if let (Some(second), Some(&kind)) = (second, v.kinds.get(1)) {
             model.add_constraint(constraint!(kind == second));
@@ -86,7 +89,7 @@ impl Layers {
                 .collect(),
             seconds: 0.0,
         };
-        counts.seconds = self.seconds(&counts);
+        counts.seconds = room.seconds(self, &counts);
         Some(counts)
     }
 
@@ -96,8 +99,7 @@ impl Layers {
         let (all, v) = self.variables();
         let passes = v.halves.iter().sum::<Expression>();
         let mut model = all.minimise(passes.clone()).using(microlp);
-        let held_back = &[];
-        self.limit(&mut model, &v, &Room { budget, held_back }, false);
+        self.limit(&mut model, &v, &Room::all(budget), false);
         let sum = |of: &dyn Fn(&Taken) -> f64| self.all(&v, of) + of(&self.rest) / MILLI;
         let compute = Stream::Compute as usize;
         for (half, &passes) in v.halves.iter().enumerate() {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 
 use super::problem::Problems;
-use super::{Candidate, Outcome, families, price};
+use super::{Candidate, Outcome, families};
 use crate::error::Result;
 use crate::graph::Phase;
 use crate::machine::estimate;
@@ -76,6 +76,7 @@ fn as_fixed(request: &Request) -> Result<Candidate> {
     Ok(Candidate {
         name: "as fixed".to_string(),
         family: None,
+        bound: None,
         plan,
         proposed: estimate.step,
         estimate,
@@ -213,15 +214,10 @@ fn lossy(request: &Request) -> Option<String> {
     }
     let mut open = request.clone();
     open.allow = Exactness::Lossy;
-    let budget = open.job.target.budget();
-    let priced = price::all(&open).ok()?;
-    let fitting = priced
-        .iter()
-        .filter(|c| c.family.is_some() && c.fits(&budget));
-    let names: Vec<&str> = families::FAMILIES
-        .iter()
-        .filter(|family| fitting.clone().any(|c| c.family == Some(family)))
-        .map(|family| family.name)
-        .collect();
+    let would = |family: &&families::Family| {
+        families::request(family, &open).is_ok_and(|request| fits(&request))
+    };
+    let fitting = families::open(&open).par_iter().filter(would);
+    let names: Vec<&str> = fitting.map(|family| family.name).collect();
     (!names.is_empty()).then(|| format!("--allow lossy ({})", names.join(", ")))
 }

@@ -8,6 +8,7 @@ pub mod layers;
 pub mod menu;
 mod milp;
 pub mod misfit;
+mod outer;
 pub mod policies;
 mod price;
 pub mod problem;
@@ -43,6 +44,8 @@ pub struct Candidate {
     pub exact: bool,
     /// The step's time before the plan was lowered whole.
     pub proposed: Seconds,
+    /// No plan of its class, with its method and its number of micro-batches, is faster.
+    pub bound: Option<Seconds>,
 }
 
 /// How much better another plan could be.
@@ -61,7 +64,7 @@ pub struct Certificate {
 }
 
 /// What certificates are about.
-const CLASS: &str = "each saved value of each layer kept, computed again within its layer or sent away once; each layer's parameters and states in one of the homes; copies at most two half layers ahead or as far as the next layer that has some; layers alike in time";
+const CLASS: &str = "each saved value of each layer kept, computed again within its layer or sent away once; each layer's parameters and states in one of the homes; copies at most two half layers ahead or as far as the next layer that has some; layers alike in time; the method and the number of micro-batches as they are";
 
 impl Candidate {
     /// Whether it stays within `budget`.
@@ -124,7 +127,7 @@ pub fn search(request: &Request) -> Result<Answer> {
     let begin = Instant::now();
     let budget = request.job.target.budget();
     let mut considered = price::all(request)?;
-    let solved = solve::solve(request, &budget)?;
+    let solved = outer::solve(request, &budget)?;
     considered.extend(solved.candidates);
     let mut order: Vec<&Candidate> = considered.iter().collect();
     // Equal times go to the plan that takes less, then to the earlier one.
@@ -144,7 +147,10 @@ pub fn search(request: &Request) -> Result<Answer> {
             break;
         }
     }
-    let certificate = best.as_ref().zip(solved.bound).map(certificate);
+    let bound = |best: &Candidate| best.bound.or(solved.bound);
+    let certificate = best
+        .as_ref()
+        .and_then(|best| Some(certificate(best, bound(best)?)));
     let outcome = match best {
         Some(best) => Outcome::Fits(Box::new(best)),
         None => misfit::explain(request, &budget, &considered)?,
@@ -169,17 +175,11 @@ pub struct Proposal {
     pub name: String,
     /// Its choices beside the fixed ones.
     pub choices: Vec<Choice>,
-    /// The lossy method it is of, where it is of one.
-    pub family: Option<&'static Family>,
 }
 
 impl From<Named> for Proposal {
     fn from((name, choices): Named) -> Proposal {
-        Proposal {
-            name,
-            choices,
-            family: None,
-        }
+        Proposal { name, choices }
     }
 }
 
@@ -189,8 +189,8 @@ fn may_choose(request: &Request, technique: &str) -> bool {
     class.is_ok_and(|class| class <= request.allow && class < Exactness::Lossy)
 }
 
-/// What the bound says of a plan that was proved. Methods that change what is learned are outside its class.
-fn certificate((best, bound): (&Candidate, Seconds)) -> Certificate {
+/// What the bound says of a plan that was proved.
+fn certificate(best: &Candidate, bound: Seconds) -> Certificate {
     let simulated = best.estimate.step;
     Certificate {
         bound,

@@ -1,6 +1,6 @@
 //! What others would do with the same layers: the policies that plans are held against.
 
-use super::layers::{Column, Counts, Layers};
+use super::layers::{Column, Counts, Layers, Room};
 use super::menu::Fate;
 use super::problem::{Problem, Problems};
 use crate::graph::Stream;
@@ -88,7 +88,7 @@ fn knapsack(problems: &Problems, problem: &Problem, budget: &Budget) -> Option<C
         columns: all.map(only).collect(),
         ..problem.layers.clone()
     };
-    let mut counts = alone.fastest(budget, &[])?;
+    let mut counts = alone.fastest(&Room::all(budget))?;
     counts.kinds.resize(problem.layers.kinds.len(), 0.0);
     let none = vec![0.0; counts.columns[0].len()];
     counts.columns.resize(problem.layers.kinds.len(), none);

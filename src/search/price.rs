@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::{Candidate, Proposal, baselines, families};
+use super::{Candidate, Proposal, baselines};
 use crate::error::Result;
 use crate::machine::estimate::{self, Estimate};
 use crate::plan::{Choice, Plan, Request};
@@ -26,13 +26,14 @@ pub fn all(request: &Request) -> Result<Vec<Candidate>> {
         distinct(&far, self::proposals(&far)),
     );
     let one = |index: usize| -> Result<Candidate> {
-        let (name, family) = (proposals[index].name.clone(), proposals[index].family);
+        let name = proposals[index].name.clone();
         let plan = plan(request, &proposals[index])?;
         if !deep {
             let estimate = estimate::quick(&plan)?;
             return Ok(Candidate {
                 name,
-                family,
+                family: None,
+                bound: None,
                 proposed: estimate.step,
                 estimate,
                 plan,
@@ -45,7 +46,8 @@ pub fn all(request: &Request) -> Result<Vec<Candidate>> {
         let estimate = continued(&near, &far, layers, tokens);
         Ok(Candidate {
             name,
-            family,
+            family: None,
+            bound: None,
             plan,
             proposed: estimate.step,
             estimate,
@@ -88,7 +90,6 @@ fn proposals(request: &Request) -> Vec<Proposal> {
     baselines::all(request)
         .into_iter()
         .map(Proposal::from)
-        .chain(families::all(request))
         .collect()
 }
 

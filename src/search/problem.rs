@@ -51,7 +51,11 @@ impl Problems {
         let homes = menu::homes(request, fuses);
         let device = homes.iter().rev().find(|h| h.by_layer.is_empty());
         let device = device.cloned().unwrap_or_else(|| homes[0].clone());
-        let step = sample::steady(&planned(&shallow, &device.choices("*", 1), &kernels)?)?;
+        let step = sample::steady(&planned(
+            &shallow,
+            &device.choices("*", device.pace),
+            &kernels,
+        )?)?;
         let saved = (step.as_ref()).map_or(Vec::new(), |step| menu::saved(step, 1));
         let others = step.as_ref().map_or(Vec::new(), blocks_beside);
         let changes = changes(request, &device, &kernels, &saved)?;
@@ -82,7 +86,7 @@ impl Problems {
     fn taken(&self, request: &Request, home: &Home) -> Result<Measured> {
         let at = |layers: u64, more: &[Choice]| {
             let all: Vec<Choice> = home
-                .choices("*", 1)
+                .choices("*", home.pace)
                 .into_iter()
                 .chain(more.iter().cloned())
                 .collect();
@@ -241,7 +245,11 @@ fn changes(
         .iter()
         .enumerate()
         .map(|(i, (s, f))| at_layer(i, &saved[*s], *f));
-    let choices: Vec<Choice> = home.choices("*", 1).into_iter().chain(chosen).collect();
+    let choices: Vec<Choice> = home
+        .choices("*", home.pace)
+        .into_iter()
+        .chain(chosen)
+        .collect();
     sample::changes(&planned(&request, &choices, kernels)?, &fates)
 }
 

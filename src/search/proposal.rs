@@ -23,10 +23,8 @@ impl Problems {
                 }
             }
         }
-        let away = layers - kept.len() as u64;
-        // Rounded: where more than half of the layers are away, neighbours would be in flight together.
-        let every = ((layers + away / 2) / away).max(1);
-        let mut choices = problem.home.choices(&self.away(&kept, layers), every);
+        let pace = menu::pace(problem.home.pace, layers - kept.len() as u64, layers);
+        let mut choices = problem.home.choices(&self.away(&kept, layers), pace);
         choices.extend(self.kernels.iter().cloned());
         for ((fate, set), saved) in &sites {
             choices.push(self.choice(&problem.home, *fate, set, saved, layers));
@@ -47,7 +45,6 @@ impl Problems {
         Proposal {
             name: names.join(" + "),
             choices,
-            family: None,
         }
     }
 
@@ -114,7 +111,7 @@ impl Problems {
         };
         let mut choice = Choice::new(fate.technique(), &site, &[]);
         if fate == Fate::Offload {
-            menu::paced(&mut choice, home.pace);
+            menu::paced(&mut choice, menu::pace(home.pace, set.len() as u64, layers));
         }
         choice
     }

@@ -47,11 +47,8 @@ impl Taken {
                 };
                 *half = *half + demand * times;
             }
-            let timeline = simulate(program, plan)?;
-            let turn = turn(program, &timeline).min(timeline.total.0);
-            taken.spent[0] += turn * times;
-            taken.spent[1] += (timeline.total.0 - turn) * times;
         }
+        taken.spent = spent(plan, &programs)?;
         Ok(taken)
     }
 
@@ -78,6 +75,22 @@ impl std::ops::Sub for Taken {
             spent: [0, 1].map(|half| self.spent[half] - other.spent[half]),
         }
     }
+}
+
+/// Seconds of a step until the first kernel after the forward pass starts, and from there on, as `programs` are simulated.
+///
+/// # Errors
+/// None of its own.
+pub fn spent(plan: &Plan, programs: &[Program]) -> Result<[f64; 2]> {
+    let mut spent = [0.0; 2];
+    for program in programs {
+        let times = per_step(program.when, None);
+        let timeline = simulate(program, plan)?;
+        let turn = turn(program, &timeline).min(timeline.total.0);
+        spent[0] += turn * times;
+        spent[1] += (timeline.total.0 - turn) * times;
+    }
+    Ok(spent)
 }
 
 /// When the first kernel after the forward pass starts.

@@ -3,11 +3,13 @@
 use rayon::prelude::*;
 
 use super::front::{self, Point};
-use super::layers::Counts;
+use super::layers::{Counts, Room};
 use super::policies::{POLICIES, Policy};
 use super::problem::{Problem, Problems};
+use super::sample::{Taken, spent};
 use super::{Candidate, price};
 use crate::error::Result;
+use crate::graph::Stream;
 use crate::machine::estimate;
 use crate::plan::{Plan, Request};
 use crate::program::{Program, height};
@@ -21,24 +23,26 @@ pub struct Solved {
     pub candidates: Vec<Candidate>,
     /// No plan of the class is faster.
     pub bound: Option<Seconds>,
+    /// What the kernels of a step take where everything stays on the device.
+    pub compute: Seconds,
     /// The fastest step within less and more memory.
     pub front: Vec<Point>,
 }
 
-/// Whole plans that are lowered for an answer.
-const WHOLE: usize = 2;
+/// Plans that are lowered whole in a round.
+const ROUND: usize = 2;
 
-/// Plans proposed to be slower than the fastest by this are not lowered: proposals are not so far off.
-const FAR: f64 = 1.1;
+/// Most plans that are lowered whole for an answer, and layers in all of them.
+const WHOLE: (usize, u64) = (12, 480);
 
-/// The same for what others would do: it stands where all that was solved for turns out slower.
-const FARTHER: f64 = 1.25;
-
-/// Layers that are lowered for what others would do, in all of their plans.
-const LAYERS: u64 = 240;
+/// Plans proposed to be slower than the fastest by this are not solved for: proposals are not so far off.
+const FAR: f64 = 1.25;
 
 /// How often a plan that does not fit is solved for again, with what was counted too little held back.
-const ROUNDS: usize = 8;
+const AGAIN: usize = 8;
+
+/// Plans that are lowered whole where nothing that was solved for fits: those that take least.
+const LEAST: usize = 4;
 
 /// The part of an excess that is held back where what was counted too little is held back already.
 const STEP: f64 = 0.5;
@@ -58,6 +62,9 @@ pub fn solve(request: &Request, budget: &Budget) -> Result<Solved> {
 
 /// Solves the `problems` of `request` within `budget`, without their front.
 ///
+/// What is proposed to be fastest is lowered whole. What it really takes enters, and its problem is solved again, until nothing is
+/// proposed to be faster than the fastest plan that was lowered.
+///
 /// # Errors
 /// Where a plan that was proposed cannot be lowered.
 pub fn within(problems: &Problems, request: &Request, budget: &Budget) -> Result<Solved> {
@@ -65,44 +72,184 @@ pub fn within(problems: &Problems, request: &Request, budget: &Budget) -> Result
         .map(|problem| problem.layers.bound(budget))
         .collect();
     let bound = bounds.iter().flatten().copied().reduce(f64::min);
-    let mut open: Vec<(&Problem, f64)> = (problems.all.iter().zip(bounds))
-        .filter_map(|(problem, bound)| Some((problem, bound?)))
-        .collect();
-    open.sort_by(|a, b| a.1.total_cmp(&b.1));
-    let mut order: Vec<(&Problem, Counts)> = Vec::new();
-    for (problem, bound) in open {
-        // What cannot be among the fastest few is not solved.
-        if order
-            .get(WHOLE - 1)
-            .is_some_and(|(_, last)| last.seconds <= bound)
-        {
-            break;
+    let mut rounds = Rounds::new(problems, request, budget, &bounds);
+    while let Some(next) = rounds.next() {
+        let lowered: Vec<Result<Tried>> = (next.into_par_iter())
+            .map(|proposed| rounds.lowered(proposed))
+            .collect();
+        for tried in lowered {
+            rounds.learn(tried?);
         }
-        let counts = problem.layers.fastest(budget, &[]);
-        order.extend(counts.map(|counts| (problem, counts)));
-        order.sort_by(|a, b| a.1.seconds.total_cmp(&b.1.seconds));
-        order.truncate(WHOLE);
     }
-    let best = order.first().map_or(0.0, |(_, best)| best.seconds);
-    order.retain(|(_, counts)| counts.seconds <= best * FAR);
-    let mut candidates = problems.lowered(request, budget, &order)?;
-    let known = known(problems, budget, best * FARTHER);
-    let once =
-        |(index, counts): &(usize, Counts)| problems.whole(request, &problems.all[*index], counts);
-    let known: Vec<Result<Candidate>> = known.par_iter().map(once).collect();
-    candidates.extend(known.into_iter().collect::<Result<Vec<Candidate>>>()?);
+    let mut candidates = rounds.candidates;
     if !candidates.iter().any(|c| c.fits(budget)) {
-        candidates.extend(problems.lowered(request, budget, &smallest(problems, budget))?);
+        let least = problems.smallest(budget).into_iter().take(LEAST);
+        let least: Vec<(&Problem, Counts)> = least.collect();
+        let whole =
+            |(problem, counts): &(&Problem, Counts)| problems.whole(request, problem, counts);
+        let least: Vec<Result<Candidate>> = least.par_iter().map(whole).collect();
+        candidates.extend(least.into_iter().collect::<Result<Vec<Candidate>>>()?);
     }
+    let bound = bound.map(Seconds);
+    candidates.iter_mut().for_each(|c| c.bound = bound);
     Ok(Solved {
         candidates,
-        bound: bound.map(Seconds),
+        bound,
+        compute: Seconds(problems.compute()),
         front: Vec::new(),
     })
 }
 
+/// Counts of the layers of a problem.
+#[derive(Clone, PartialEq)]
+struct Proposed {
+    problem: usize,
+    counts: Counts,
+}
+
+/// A plan that was lowered whole, and what it was counted to be.
+struct Tried {
+    proposed: Proposed,
+    candidate: Candidate,
+    /// Bytes that were held back of the rows of the budget.
+    held_back: Vec<f64>,
+    /// Seconds of the halves of its step.
+    halves: [f64; 2],
+}
+
+/// Rounds of lowering what is proposed to be fastest.
+struct Rounds<'a> {
+    problems: &'a Problems,
+    request: &'a Request,
+    /// Within what each problem is solved for.
+    rooms: Vec<Room<'a>>,
+    open: Vec<Proposed>,
+    tried: Vec<Proposed>,
+    candidates: Vec<Candidate>,
+}
+
+impl<'a> Rounds<'a> {
+    fn new(
+        problems: &'a Problems,
+        request: &'a Request,
+        budget: &'a Budget,
+        bounds: &[Option<f64>],
+    ) -> Rounds<'a> {
+        let room = Room::all(budget);
+        let mut open = solved(problems, &room, bounds);
+        let best = open.iter().map(|p| p.counts.seconds);
+        let best = best.fold(f64::INFINITY, f64::min);
+        open.extend(known(problems, budget, best * FAR));
+        Rounds {
+            problems,
+            request,
+            rooms: vec![room; problems.all.len()],
+            open,
+            tried: Vec::new(),
+            candidates: Vec::new(),
+        }
+    }
+
+    /// What is lowered next; `None` where nothing is proposed to be faster than what was lowered.
+    fn next(&mut self) -> Option<Vec<Proposed>> {
+        let budget = self.rooms.first()?.budget;
+        let fitting = self.candidates.iter().filter(|c| c.fits(budget));
+        let best = fitting
+            .map(|c| c.estimate.step.0)
+            .fold(f64::INFINITY, f64::min);
+        self.open
+            .retain(|p| p.counts.seconds < best && !self.tried.contains(p));
+        let seconds = |p: &Proposed| p.counts.seconds;
+        self.open.sort_by(|a, b| seconds(a).total_cmp(&seconds(b)));
+        self.open.dedup();
+        let layers = self.request.job.model.layers.max(1);
+        let most = WHOLE.0.min((WHOLE.1 / layers) as usize).max(ROUND);
+        let left = most.saturating_sub(self.candidates.len()).min(ROUND);
+        let next: Vec<Proposed> = self.open.drain(..left.min(self.open.len())).collect();
+        (!next.is_empty()).then_some(next)
+    }
+
+    /// The plan of `proposed`, lowered whole; solved for again while it does not fit.
+    fn lowered(&self, proposed: Proposed) -> Result<Tried> {
+        let Proposed {
+            problem,
+            mut counts,
+        } = proposed;
+        let own = &self.problems.all[problem];
+        let mut room = self.rooms[problem].clone();
+        for round in 1.. {
+            let proposal = self.problems.proposal(own, &counts);
+            let plan = price::plan(self.request, &proposal)?;
+            let programs = estimate::stepping(&plan)?;
+            let over = excess(room.budget, &height(&programs));
+            let tighter = match round < AGAIN && over.iter().any(|&over| over > 0.0) {
+                true => {
+                    let counted = own.layers.rows(&counts, room.budget);
+                    hold_back(&mut room, &counted, &over);
+                    own.layers.fastest(&room)
+                }
+                false => None,
+            };
+            let Some(tighter) = tighter else {
+                return Ok(Tried {
+                    halves: spent(&plan, &programs)?,
+                    candidate: candidate(proposal.name, plan, &programs, &counts)?,
+                    proposed: Proposed { problem, counts },
+                    held_back: room.held_back,
+                });
+            };
+            counts = tighter;
+        }
+        unreachable!("the last round returns")
+    }
+
+    /// Enters what a plan really takes, and solves its problem again.
+    fn learn(&mut self, tried: Tried) {
+        let Proposed { problem, counts } = &tried.proposed;
+        let layers = &self.problems.all[*problem].layers;
+        let (counted, copies) = (layers.halves(counts), layers.copies(counts));
+        let room = &mut self.rooms[*problem];
+        room.held_back = tried.held_back;
+        room.loss = [0, 1].map(|half| match copies[half] > 0.0 {
+            true => (tried.halves[half] - counted[half]).max(0.0) / copies[half],
+            false => 0.0,
+        });
+        for open in self.open.iter_mut().filter(|p| p.problem == *problem) {
+            open.counts.seconds = room.seconds(layers, &open.counts);
+        }
+        let again = layers.fastest(room);
+        self.open.extend(again.map(|counts| Proposed {
+            problem: *problem,
+            counts,
+        }));
+        self.candidates.push(tried.candidate);
+        self.tried.push(tried.proposed);
+    }
+}
+
+/// The fastest counts of each problem that may be among the fastest, in the order of their bounds.
+fn solved(problems: &Problems, room: &Room, bounds: &[Option<f64>]) -> Vec<Proposed> {
+    let mut order: Vec<(usize, f64)> = (bounds.iter().enumerate())
+        .filter_map(|(problem, bound)| Some((problem, (*bound)?)))
+        .collect();
+    order.sort_by(|a, b| a.1.total_cmp(&b.1));
+    let mut open: Vec<Proposed> = Vec::new();
+    let mut best = f64::INFINITY;
+    for (problem, bound) in order {
+        if bound > best * FAR {
+            break;
+        }
+        if let Some(counts) = problems.all[problem].layers.fastest(room) {
+            best = best.min(counts.seconds);
+            open.push(Proposed { problem, counts });
+        }
+    }
+    open.retain(|p| p.counts.seconds <= best * FAR);
+    open
+}
+
 /// What others would do, each with the home that suits it best, where that is proposed to be no slower than `far`.
-fn known(problems: &Problems, budget: &Budget, far: f64) -> Vec<(usize, Counts)> {
+fn known(problems: &Problems, budget: &Budget, far: f64) -> Vec<Proposed> {
     let best = |policy: &Policy| {
         let counts = |(index, problem): (usize, &Problem)| {
             if problem.layers.plain().seconds > far {
@@ -110,32 +257,26 @@ fn known(problems: &Problems, budget: &Budget, far: f64) -> Vec<(usize, Counts)>
             }
             let counts = (policy.counts)(problems, problem, budget)?;
             let fits = problem.layers.excess(&counts, budget) <= 0.0 && counts.seconds <= far;
-            fits.then_some((index, counts))
+            fits.then_some(Proposed {
+                problem: index,
+                counts,
+            })
         };
         let all = problems.all.iter().enumerate().filter_map(counts);
-        all.min_by(|a, b| a.1.seconds.total_cmp(&b.1.seconds))
+        all.min_by(|a, b| a.counts.seconds.total_cmp(&b.counts.seconds))
     };
-    let mut all: Vec<(usize, Counts)> = POLICIES.par_iter().filter_map(best).collect();
-    all.sort_by(|a, b| a.1.seconds.total_cmp(&b.1.seconds));
-    all.dedup_by(|a, b| a.0 == b.0 && a.1 == b.1);
-    let layers = problems.all.first().map_or(1, |p| p.layers.count.max(1));
-    all.truncate((LAYERS / layers).max(1) as usize);
-    all
+    POLICIES.par_iter().filter_map(best).collect()
 }
 
-/// Of each problem the counts that take least, those that pass the budget by least first.
-fn smallest<'a>(problems: &'a Problems, budget: &Budget) -> Vec<(&'a Problem, Counts)> {
-    let least = problems.all.iter().map(|problem| {
-        let counts = problem.layers.smallest();
-        let over = problem.layers.excess(&counts, budget);
-        (problem, counts, over)
-    });
-    let mut order: Vec<(&Problem, Counts, f64)> = least.collect();
-    order.sort_by(|a, b| a.2.total_cmp(&b.2));
-    order
-        .into_iter()
-        .map(|(problem, counts, _)| (problem, counts))
-        .collect()
+/// Holds back what was `counted` too little of each row that is passed; more where that was held back already.
+fn hold_back(room: &mut Room, counted: &[f64], over: &[f64]) {
+    let rows = room.budget.rows.iter().zip(counted).zip(over);
+    for (back, ((row, counted), over)) in room.held_back.iter_mut().zip(rows) {
+        if *over > 0.0 {
+            let missed = row.1.0 as f64 + over - counted;
+            *back = missed.max(*back + STEP * over);
+        }
+    }
 }
 
 impl Problems {
@@ -144,23 +285,35 @@ impl Problems {
     /// # Errors
     /// Where it cannot be lowered.
     pub fn least(&self, request: &Request, budget: &Budget) -> Result<Option<Candidate>> {
-        let least = smallest(self, budget).into_iter().next();
+        let least = self.smallest(budget).into_iter().next();
         least
             .map(|(problem, counts)| self.whole(request, problem, &counts))
             .transpose()
     }
 
-    /// The plans of some counts, each lowered whole.
-    fn lowered(
-        &self,
-        request: &Request,
-        budget: &Budget,
-        all: &[(&Problem, Counts)],
-    ) -> Result<Vec<Candidate>> {
-        let fitted = |(problem, counts): &(&Problem, Counts)| {
-            self.fitted(request, budget, problem, counts.clone())
-        };
-        all.par_iter().map(fitted).collect()
+    /// Seconds of the kernels of a step where everything stays on the device.
+    fn compute(&self) -> f64 {
+        let compute = Stream::Compute as usize;
+        let asked = |taken: &Taken| taken.forward.0[compute] + taken.later.0[compute];
+        let layers = self.all.first().map(|problem| &problem.layers);
+        layers.map_or(0.0, |layers| {
+            asked(&layers.rest) + asked(&layers.kinds[0].takes) * layers.count as f64
+        })
+    }
+
+    /// Of each problem the counts that take least, those that pass the budget by least first.
+    fn smallest(&self, budget: &Budget) -> Vec<(&Problem, Counts)> {
+        let least = self.all.iter().map(|problem| {
+            let counts = problem.layers.smallest();
+            let over = problem.layers.excess(&counts, budget);
+            (problem, counts, over)
+        });
+        let mut order: Vec<(&Problem, Counts, f64)> = least.collect();
+        order.sort_by(|a, b| a.2.total_cmp(&b.2));
+        order
+            .into_iter()
+            .map(|(problem, counts, _)| (problem, counts))
+            .collect()
     }
 
     /// The plan of `counts`, lowered whole, fitting or not.
@@ -175,46 +328,6 @@ impl Problems {
         let programs = estimate::stepping(&plan)?;
         candidate(proposal.name, plan, &programs, counts)
     }
-
-    /// The plan of `counts`, lowered whole; solved for again while it does not fit.
-    fn fitted(
-        &self,
-        request: &Request,
-        budget: &Budget,
-        problem: &Problem,
-        mut counts: Counts,
-    ) -> Result<Candidate> {
-        let mut held_back = vec![0.0; budget.rows.len()];
-        for round in 1.. {
-            let proposal = self.proposal(problem, &counts);
-            let plan = price::plan(request, &proposal)?;
-            let programs = estimate::stepping(&plan)?;
-            let peak = height(&programs);
-            let over = excess(budget, &peak);
-            let tighter = match round < ROUNDS && over.iter().any(|&over| over > 0.0) {
-                true => {
-                    let counted = problem.layers.rows(&counts, budget);
-                    let rows = budget.rows.iter().zip(counted).zip(over);
-                    let passed = held_back
-                        .iter_mut()
-                        .zip(rows)
-                        .filter(|(_, (_, over))| *over > 0.0);
-                    for (back, ((row, counted), over)) in passed {
-                        // What was counted too little; more where that was held back already.
-                        let missed = row.1.0 as f64 + over - counted;
-                        *back = missed.max(*back + STEP * over);
-                    }
-                    problem.layers.fastest(budget, &held_back)
-                }
-                false => None,
-            };
-            match tighter {
-                Some(tighter) => counts = tighter,
-                None => return candidate(proposal.name, plan, &programs, &counts),
-            }
-        }
-        unreachable!("the last round returns")
-    }
 }
 
 /// A plan that was solved for, from its whole programs.
@@ -222,6 +335,7 @@ fn candidate(name: String, plan: Plan, programs: &[Program], counts: &Counts) ->
     Ok(Candidate {
         name,
         family: None,
+        bound: None,
         estimate: estimate::summarize(&plan, programs)?,
         plan,
         exact: true,

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::choice::class_name;
 use super::memory::places_json;
 use super::table::{Column, Table};
 use crate::plan::Request;
@@ -186,14 +187,16 @@ fn row(mark: &str, candidate: &Candidate, budget: &Budget) -> Vec<String> {
 
 /// The fastest step within less and more of the device's memory.
 pub fn front(answer: &Answer) -> String {
-    use Column::{Right, Wrapped};
+    use Column::{Left, Right, Wrapped};
     if answer.front.len() < 2 {
         return String::new();
     }
-    let mut table = Table::new(&[Right, Right, Wrapped]).heads(&["device", "step", "plan"]);
+    let heads = ["device", "step", "results", "plan"];
+    let mut table = Table::new(&[Right, Right, Left, Wrapped]).heads(&heads);
     for point in &answer.front {
         let (device, step) = (point.device.to_string(), point.step.to_string());
-        table.row(vec![device, step, point.name.clone()]);
+        let class = class_name(point.class).to_string();
+        table.row(vec![device, step, class, point.name.clone()]);
     }
     format!(
         "\nfront: the step that is proposed within less and more of the device\n{}",

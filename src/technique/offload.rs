@@ -1,12 +1,12 @@
 //! Sending bytes away between two uses, to host memory or to disk, and bringing them back in time.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::{Args, Argument, Card, Pattern, Site, Technique};
 use crate::error::{Error, Result};
 use crate::graph::op::transfer::{MOVE, Move};
-use crate::graph::reach::copy_stream;
+use crate::graph::reach::{Pace, copy_stream};
 use crate::graph::tensor::{Name, Role, Storage, StorageId, TensorId};
 use crate::graph::{Node, Phase, Spot, Step, StepSet, Stream};
 use crate::spec::job::{Exactness, Place};
@@ -87,12 +87,18 @@ impl Technique for Offload {
         if what == "optimizer" || what == "gradients" {
             expect_at_home(set, &format!("offload:what={what}"))?;
         }
-        let pace = match what {
+        let pace = Pace {
+            lag: args.number(&card, "lag", (0, 1 << 20))?,
+            lead: args.number(&card, "lead", (0, 1 << 20))?,
+        };
+        let common = match what {
             "activations" => &mut set.paces.activations,
             _ => &mut set.paces.others,
         };
-        pace.lag = pace.lag.max(args.number(&card, "lag", (0, 1 << 20))?);
-        pace.lead = pace.lead.max(args.number(&card, "lead", (0, 1 << 20))?);
+        *common = Pace {
+            lag: common.lag.max(pace.lag),
+            lead: common.lead.max(pace.lead),
+        };
         let place = if disk { Place::Disk } else { Place::Pinned };
         if on_host && what != "optimizer" {
             let why = "only the update moves to the host";
@@ -103,7 +109,7 @@ impl Technique for Offload {
                 "use what=optimizer,update=host",
             ));
         }
-        match send(set, what, sites, place, on_host)? {
+        match send(set, what, (sites, pace), place, on_host)? {
             true => Ok(()),
             false => {
                 let why = format!("holds no {what} to send away");
@@ -122,12 +128,19 @@ impl Technique for Offload {
 fn send(
     set: &mut StepSet,
     what: &str,
-    sites: &Pattern,
+    (sites, pace): (&Pattern, Pace),
     place: Place,
     on_host: bool,
 ) -> Result<bool> {
     match what {
-        "activations" => each(set, |step| send_activations(step, sites, place)),
+        "activations" => {
+            let mut own = std::mem::take(&mut set.paces.own);
+            let found = each(set, |step| {
+                send_activations(step, sites, place, &mut own, pace)
+            });
+            set.paces.own = own;
+            found
+        }
         "gradients" => each(set, |step| send_gradients(step, sites, place)),
         "parameters" => {
             let goes = |s: &Storage| s.role == Role::Parameter && sites.matches(&s.name);
@@ -235,7 +248,15 @@ fn update_on_host(step: &mut Step, goes: impl Fn(&Storage) -> bool) {
 }
 
 /// Sends what the forward pass of matching blocks leaves for later, and brings it back.
-fn send_activations(step: &mut Step, sites: &Pattern, place: Place) -> Result<bool> {
+///
+/// What is sent goes and comes back at `pace`, as do its bytes elsewhere.
+fn send_activations(
+    step: &mut Step,
+    sites: &Pattern,
+    place: Place,
+    own: &mut HashMap<Name, Pace>,
+    pace: Pace,
+) -> Result<bool> {
     let mut wanted = BTreeSet::new();
     for node in step.nodes.iter().filter(|n| n.phase.is_later()) {
         wanted.extend(node.inputs.iter().copied());
@@ -251,7 +272,13 @@ fn send_activations(step: &mut Step, sites: &Pattern, place: Place) -> Result<bo
             && storage.place == Place::Gpu
             && wanted.contains(&value)
     };
-    send_away(step, place, send, later)
+    let away = send_away(step, place, send, later)?;
+    for (&value, &sent) in &away {
+        for value in [value, sent] {
+            own.insert(step.storage_of(value).name.clone(), pace);
+        }
+    }
+    Ok(!away.is_empty())
 }
 
 /// Sends gradients away as soon as they are whole; the update reads them where they are.
@@ -282,16 +309,17 @@ fn send_gradients(step: &mut Step, sites: &Pattern, place: Place) -> Result<bool
             && sites.matches(&storage.name)
             && whole.get(&step.tensor(value).storage) == Some(&value)
     };
-    send_away(step, place, send, later)
+    Ok(!send_away(step, place, send, later)?.is_empty())
 }
 
-/// Puts a move to `place` behind each node for each value `send` picks, and lets nodes that are `later` read a copy brought back.
+/// Puts a move to `place` behind each node for each value `send` picks, and lets nodes that are `later` read a copy brought back; what
+/// each value sent is called there.
 fn send_away(
     step: &mut Step,
     place: Place,
     send: impl Fn(&Step, &Node, TensorId) -> bool,
     later: impl Fn(&Node) -> bool,
-) -> Result<bool> {
+) -> Result<BTreeMap<TensorId, TensorId>> {
     let mut away = BTreeMap::new();
     for mut node in std::mem::take(&mut step.nodes) {
         if later(&node) {
@@ -323,5 +351,5 @@ fn send_away(
             step.nodes.push(node);
         }
     }
-    Ok(!away.is_empty())
+    Ok(away)
 }
