@@ -157,7 +157,7 @@ pub fn json(explained: &Explained, plan: &Plan, asked: &Asked) -> Value {
     );
     all.insert("peak".into(), peak_json(explained));
     all.insert("curve".into(), curve_json(explained));
-    all.insert("claim".into(), claim_json(explained));
+    all.insert("claim".into(), claim_json(explained.claim.as_deref()));
     Value::Object(all)
 }
 
@@ -181,10 +181,11 @@ fn curve_json(explained: &Explained) -> Value {
     columns.map(point).collect()
 }
 
-fn claim_json(explained: &Explained) -> Value {
+/// Whether there is a claim, whether it holds, and what it says otherwise.
+pub fn claim_json(differences: Option<&[String]>) -> Value {
     json!({
-        "saved": explained.claim.is_some(),
-        "holds": explained.claim.as_ref().map(Vec::is_empty),
-        "differences": explained.claim.clone().unwrap_or_default(),
+        "saved": differences.is_some(),
+        "holds": differences.map(<[String]>::is_empty),
+        "differences": differences.unwrap_or_default(),
     })
 }
