@@ -19,7 +19,7 @@ use super::{Answer, DONE, MISFIT, files};
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    subject: subject::Args,
+    subject: subject::Which,
     /// What a run of the plan answered: the output of `run --json` or `validate --json`
     #[arg(long, value_name = "FILE")]
     measured: Option<PathBuf>,
@@ -62,7 +62,8 @@ impl From<Drawn> for Figure {
 pub fn report(args: &Args, quiet: bool) -> Result<Answer> {
     let mut subject = args.subject.open()?;
     let answer = subject.answer()?;
-    let course = Course::simulated(&subject.plan, &subject.programs)?;
+    let course = Course::of_step(&subject.plan, &subject.programs)?;
+    let outside = Course::outside(&subject.plan, &subject.programs)?;
     let measured = args.measured.as_deref().map(read).transpose()?;
     let (line, other) = with_pytorch(&subject.plan.job);
     let json = numbers(json::plan(&answer, &subject.asked), other, &subject);
@@ -93,6 +94,7 @@ pub fn report(args: &Args, quiet: bool) -> Result<Answer> {
             request: &subject.request,
             asked: &subject.asked,
             course: &course,
+            outside: &outside,
             claim: subject.claim.as_deref(),
             measured: measured.as_ref(),
             pytorch: &line,

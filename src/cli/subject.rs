@@ -14,7 +14,7 @@ use super::job::JobArgs;
 
 /// Which plan.
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub struct Which {
     /// A plan file, or the name of a worked plan; without, the best for the job
     #[arg(required_unless_present = "model")]
     plan: Option<String>,
@@ -43,7 +43,7 @@ pub struct Subject {
     searched: Option<Answer>,
 }
 
-impl Args {
+impl Which {
     /// The plan.
     ///
     /// # Errors

@@ -21,7 +21,7 @@ const STEPS: u64 = 2;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    subject: subject::Args,
+    subject: subject::Which,
     /// Run a step on this machine's CPU too, as much of the plan as it can, and show it beside
     #[arg(long)]
     run: bool,
@@ -42,7 +42,8 @@ pub struct Args {
 /// Where the plan cannot be read or applied, a step fails, or the file cannot be written.
 pub fn trace(args: &Args, quiet: bool) -> Result<Answer> {
     let subject = args.subject.open()?;
-    let course = Course::simulated(&subject.plan, &subject.programs)?;
+    let course = Course::of_step(&subject.plan, &subject.programs)?;
+    let outside = Course::outside(&subject.plan, &subject.programs)?;
     let device = &subject.plan.job.target.device.name;
     let simulated = Process {
         name: format!(
@@ -58,6 +59,13 @@ pub fn trace(args: &Args, quiet: bool) -> Result<Answer> {
     };
     let ran = session.as_ref().map(|(session, _)| timed(session));
     let mut processes = vec![simulated];
+    if !outside.walks.is_empty() {
+        processes.push(Process {
+            name: "simulated: outside of a step, where a place has its peak".to_string(),
+            course: &outside,
+            about: json!({"seconds": outside.end()}),
+        });
+    }
     if let (Some((session, left_out)), Some(ran)) = (&session, &ran) {
         processes.push(Process {
             name: format!(

@@ -76,22 +76,38 @@ impl<'a> Course<'a> {
 
     /// The simulated course of a step of `plan`: each of its `programs` once, in the order in which they run.
     ///
-    /// Behind them stands what runs outside of a step wherever only that reaches the peak of a place, so that the largest
-    /// sample of each place is always the peak of the plan.
+    /// # Errors
+    /// None of its own.
+    pub fn of_step(plan: &Plan, programs: &'a [Program]) -> Result<Course<'a>> {
+        let mut chosen: Vec<&Program> = programs.iter().filter(|p| in_step(p.when)).collect();
+        chosen.sort_by_key(|p| rank(p.when));
+        Course::simulated(plan, chosen)
+    }
+
+    /// The simulated course of what runs outside of a step and alone reaches the peak of a place; most often there is none.
     ///
     /// # Errors
     /// None of its own.
-    pub fn simulated(plan: &Plan, programs: &'a [Program]) -> Result<Course<'a>> {
-        let mut chosen: Vec<&Program> = programs.iter().filter(|p| in_step(p.when)).collect();
-        chosen.sort_by_key(|p| rank(p.when));
+    pub fn outside(plan: &Plan, programs: &'a [Program]) -> Result<Course<'a>> {
         let peak = crate::program::height(programs);
+        let reach = |place: Place| {
+            programs
+                .iter()
+                .filter(move |p| p.height[place] == peak[place])
+        };
+        let mut chosen: Vec<&Program> = Vec::new();
         for place in Place::ALL {
-            let reaches = |p: &&Program| p.height[place] == peak[place];
-            if !chosen.iter().any(reaches) {
-                chosen.extend(programs.iter().find(reaches));
+            let known = |p: &&Program| in_step(p.when) || chosen.iter().any(|c| c.when == p.when);
+            if !reach(place).any(|p| known(&p)) {
+                chosen.extend(reach(place).next());
             }
         }
-        let timed = chosen.into_iter().map(|p| Ok((p, simulate(p, plan)?)));
+        Course::simulated(plan, chosen)
+    }
+
+    fn simulated(plan: &Plan, programs: Vec<&'a Program>) -> Result<Course<'a>> {
+        let timed = programs.into_iter();
+        let timed = timed.map(|p| Ok((p, simulate(p, plan)?)));
         Ok(Course::new(timed.collect::<Result<_>>()?))
     }
 

@@ -253,20 +253,23 @@ impl Writer {
             return;
         }
         let (total, roles) = (format!("memory {place}"), format!("memory {place} by role"));
-        for sample in &course.samples[place] {
-            let ts = micros(sample.time);
-            self.push(&Event {
-                ts,
-                args: Some(Args::Total {
-                    bytes: sample.total,
-                }),
-                ..event(&total, 'C', pid, 0)
-            });
-            self.push(&Event {
-                ts,
-                args: Some(Args::Roles(&sample.roles)),
-                ..event(&roles, 'C', pid, 0)
-            });
+        let samples = &course.samples[place];
+        // A counter has one value at a time: the largest of those that fall on one nanosecond.
+        for same in samples.chunk_by(|a, b| micros(a.time) == micros(b.time)) {
+            let Some(sample) = same.iter().rev().max_by_key(|s| s.total) else {
+                continue;
+            };
+            let bytes = sample.total;
+            for (name, args) in [
+                (&total, Args::Total { bytes }),
+                (&roles, Args::Roles(&sample.roles)),
+            ] {
+                self.push(&Event {
+                    ts: micros(sample.time),
+                    args: Some(args),
+                    ..event(name, 'C', pid, 0)
+                });
+            }
         }
     }
 }

@@ -156,7 +156,7 @@ fn marks(canvas: &mut Canvas, (x, y): (Axis, Axis), peak: &Sample, most: Option<
     let title = format!("peak {}", peak.total);
     canvas.dot("peak", (at, height), 4.0, &title);
     let text = format!("\u{25cb} {title} at {}", Seconds(peak.time));
-    canvas.text("strong", Anchor::Start, (LEFT, 12.0), &text);
+    canvas.text("strong", Anchor::Start, (4.0, 12.0), &text);
 }
 
 /// What a pointer on the curve tells: the moment, the load, and the largest tensors alive.

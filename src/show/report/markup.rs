@@ -55,8 +55,10 @@ pub fn figure(drawn: [Option<Canvas>; 2], label: &str, caption: &str) -> String 
 /// How a column is set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Set {
-    /// Text.
+    /// Text, which is wrapped.
     Text,
+    /// A word or two, which stay on their line.
+    Word,
     /// Numbers, at the right.
     Number,
 }
@@ -68,6 +70,7 @@ pub type Row = (&'static str, Vec<String>);
 pub fn table(heads: &[(&str, Set)], rows: &[Row]) -> String {
     let class = |at: usize| match heads.get(at) {
         Some((_, Set::Number)) => " class=\"n\"",
+        Some((_, Set::Word)) => " class=\"w\"",
         _ => "",
     };
     let head = heads.iter().enumerate();

@@ -3,7 +3,6 @@
 use super::Report;
 use super::markup::{Row, Set, bytes, figure, paragraph, section, table};
 use crate::graph::tensor::Role;
-use crate::show::course::in_step;
 use crate::show::figure::svg::{escape, key};
 use crate::show::figure::{Figure, WIDTHS, memory};
 use crate::show::memory::{held, in_use, phase_name, role_name, row_name, when_name};
@@ -37,7 +36,7 @@ pub fn budget(report: &Report) -> String {
         }
     }
     let heads = [
-        ("", Set::Text),
+        ("", Set::Word),
         ("at the peak", Set::Number),
         ("of", Set::Number),
     ];
@@ -77,14 +76,32 @@ pub fn over_the_step(report: &Report) -> String {
             body += &format!("<h3>{name}</h3>\n{drawn}");
         }
     }
-    let outside = report.course.walks.iter().map(|w| w.program.when);
-    let outside: Vec<String> = outside.filter(|w| !in_step(*w)).map(when_name).collect();
-    if !outside.is_empty() {
-        let names = outside.join(", ");
-        let text = format!("Drawn behind the step, because it takes most of a place: {names}.");
+    for walk in &report.outside.walks {
+        let program = walk.program;
+        let estimate = &report.best().estimate;
+        let reached = Place::ALL
+            .into_iter()
+            .filter(|p| program.height[*p] == estimate.peak[*p]);
+        let reached = reached.filter(|p| estimate.peak[*p].0 > 0);
+        let places: Vec<String> = reached
+            .map(|p| format!("{} ({})", place_name(p), estimate.peak[p]))
+            .collect();
+        let text = format!(
+            "Not drawn: the program `{}`, which runs outside of a step, reaches the peak of {}.",
+            when_name(program.when),
+            places.join(" and ")
+        );
         body += &paragraph("note", &text);
     }
     section("Memory over the step", &body)
+}
+
+/// A place in words.
+fn place_name(place: Place) -> &'static str {
+    match place {
+        Place::Host => "pageable host memory",
+        place => row_name(&[place]),
+    }
 }
 
 /// The largest tensors alive at the device's peak.
@@ -110,7 +127,7 @@ fn at_the_peak(report: &Report) -> String {
     let rows: Vec<Row> = rows.map(|b| row((&b.name, b.role, b.exact))).collect();
     let heads = [
         ("bytes", Set::Number),
-        ("role", Set::Text),
+        ("role", Set::Word),
         ("buffer", Set::Text),
     ];
     paragraph("", &text) + &table(&heads, &rows)

@@ -29,6 +29,8 @@ pub struct Report<'a> {
     pub asked: &'a Asked,
     /// The step as it is simulated.
     pub course: &'a Course<'a>,
+    /// What runs outside of a step and alone reaches a peak.
+    pub outside: &'a Course<'a>,
     /// Where the plan's saved claim no longer holds; `None` where there is none.
     pub claim: Option<&'a [String]>,
     /// A run of the plan.

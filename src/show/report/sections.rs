@@ -226,10 +226,10 @@ pub fn measured(report: &Report) -> String {
         rows.push(("", cells));
     }
     let heads = [
-        ("", Set::Text),
+        ("", Set::Word),
         ("predicted", Set::Number),
         ("measured", Set::Number),
-        ("", Set::Text),
+        ("", Set::Word),
     ];
     let mut body = paragraph("", &format!("From the answer of `{}`.", measured.command));
     body += &table(&heads, &rows);

@@ -2,27 +2,26 @@
 
 use super::Report;
 use super::markup::{Row, Set, bytes, paragraph, seconds, section, some_bytes, table};
+use crate::plan::Choice;
 use crate::search::Candidate;
 use crate::show::alternatives::{considered, families, rows};
-use crate::show::choice::{class_name, json, plan_class};
+use crate::show::choice::{class_name, plan_class, sentence, standing};
 use crate::show::figure::Figure;
 use crate::show::figure::svg::escape;
 
 /// The choices of the plan.
 pub fn choices(report: &Report) -> String {
-    let told = json(report.plan());
-    let text =
-        |choice: &serde_json::Value, key: &str| escape(choice[key].as_str().unwrap_or_default());
-    let row = |choice: &serde_json::Value| -> Row {
-        let command = format!("<code>{}</code>", text(choice, "text"));
-        let cells = vec![command, text(choice, "sentence"), text(choice, "exactness")];
-        ("", cells)
+    let plan = report.plan();
+    let row = |choice: &Choice| -> Row {
+        let command = format!("<code>{}</code>", escape(&choice.to_string()));
+        let standing = standing(choice, plan).to_string();
+        ("", vec![command, escape(&sentence(choice)), standing])
     };
-    let rows: Vec<Row> = told.as_array().into_iter().flatten().map(row).collect();
+    let rows: Vec<Row> = plan.choices.iter().map(row).collect();
     let heads = [
         ("choice", Set::Text),
         ("what it does", Set::Text),
-        ("class", Set::Text),
+        ("class", Set::Word),
     ];
     section("What the plan chooses", &table(&heads, &rows))
 }
@@ -47,7 +46,7 @@ pub fn front(report: &Report) -> String {
     let heads = [
         ("device", Set::Number),
         ("step", Set::Number),
-        ("class", Set::Text),
+        ("class", Set::Word),
         ("plan", Set::Text),
     ];
     let caption = "The fastest step that is proposed within less and more of the device's memory; proposals are not lowered whole. \
@@ -87,8 +86,8 @@ pub fn alternatives(report: &Report) -> String {
         ("host", Set::Number),
         ("disk", Set::Number),
         ("step", Set::Number),
-        ("class", Set::Text),
-        ("fits", Set::Text),
+        ("class", Set::Word),
+        ("fits", Set::Word),
     ];
     let list: Vec<Row> = shown.iter().map(row).collect();
     let mut body = table(&heads, &list);
@@ -120,7 +119,7 @@ fn lossy(report: &Report) -> String {
         ("lossy method", Set::Text),
         ("device", Set::Number),
         ("step", Set::Number),
-        ("fits", Set::Text),
+        ("fits", Set::Word),
         ("what is known of its quality", Set::Text),
     ];
     table(&heads, &rows)
