@@ -92,8 +92,16 @@ fn assert_lawful(trace: &Value) {
         assert!(args["bytes"].is_u64() && args["phase"].is_string() && args["origin"].is_string());
     }
     flows(trace, &tracks);
+    let mut series: BTreeMap<(u64, &str), Vec<&String>> = BTreeMap::new();
     for event in of_kind(trace, "C") {
         nanos(event, "ts");
+        // A series that an event leaves out would keep its last value.
+        let name = event["name"].as_str().unwrap();
+        let told: Vec<&String> = event["args"].as_object().unwrap().keys().collect();
+        let first = series
+            .entry((track(event).0, name))
+            .or_insert_with(|| told.clone());
+        assert_eq!(*first, told, "{name}");
         let values = event["args"].as_object().unwrap();
         assert!(
             !values.is_empty() && values.values().all(Value::is_u64),

@@ -47,8 +47,8 @@ pub fn trace(args: &Args, quiet: bool) -> Result<Answer> {
     let device = &subject.plan.job.target.device.name;
     let simulated = Process {
         name: format!(
-            "simulated: a step of {} on {device}",
-            subject.plan.job.model.name
+            "simulated: a step of {} on {device} by {}",
+            subject.plan.job.model.name, subject.name
         ),
         course: &course,
         about: json!({"seconds": course.end()}),

@@ -1,4 +1,4 @@
-//! Answers for people and for programs: text and JSON, built here and printed elsewhere.
+//! Answers for people and for programs: text, JSON, pages and traces, built here and printed elsewhere.
 
 pub mod alternatives;
 pub mod choice;

@@ -70,7 +70,7 @@ enum Args<'a> {
         to: &'a str,
         buffer: &'a str,
     },
-    Roles(&'a Held),
+    Roles(Held),
     Total {
         bytes: Bytes,
     },
@@ -254,16 +254,18 @@ impl Writer {
         }
         let (total, roles) = (format!("memory {place}"), format!("memory {place} by role"));
         let samples = &course.samples[place];
+        // A role that is not told of would keep its last value, so each is told of always.
+        let used = samples.iter().flat_map(|s| s.roles.keys());
+        let none: Held = used.map(|role| (*role, Bytes::ZERO)).collect();
         // A counter has one value at a time: the largest of those that fall on one nanosecond.
         for same in samples.chunk_by(|a, b| micros(a.time) == micros(b.time)) {
             let Some(sample) = same.iter().rev().max_by_key(|s| s.total) else {
                 continue;
             };
             let bytes = sample.total;
-            for (name, args) in [
-                (&total, Args::Total { bytes }),
-                (&roles, Args::Roles(&sample.roles)),
-            ] {
+            let mut held = none.clone();
+            held.extend(&sample.roles);
+            for (name, args) in [(&total, Args::Total { bytes }), (&roles, Args::Roles(held))] {
                 self.push(&Event {
                     ts: micros(sample.time),
                     args: Some(args),
