@@ -31,7 +31,7 @@ fn plans() -> Vec<(String, Plan)> {
     let mut micro = library::find("tiny-cpu").unwrap();
     (micro.job.batch, micro.job.seq) = (8, 64);
     let choices = [
-        "accumulate:micro=8",
+        "accumulate:micro=2",
         "recompute",
         "offload:what=activations,to=disk",
     ];

@@ -196,7 +196,7 @@ fn simulated_steps_are_lawful_and_reach_their_peaks() {
         "7b-24gb",
         "zero-offload-1.3b-4gb",
         "galore-7b-24gb",
-        "--model tiny --gpu 12MiB --seq 64 --batch 4 --fix accumulate:micro=4 --fix recompute --fix offload:what=optimizer,to=disk",
+        "--model tiny --gpu 12MiB --seq 64 --batch 4 --fix accumulate:micro=1 --fix recompute --fix offload:what=optimizer,to=disk",
     ];
     for line in lines {
         let trace = trace(line);
@@ -215,7 +215,7 @@ fn simulated_steps_are_lawful_and_reach_their_peaks() {
 
 #[test]
 fn the_programs_of_a_step_follow_one_another() {
-    let trace = trace("--model tiny --gpu 64MiB --seq 64 --batch 4 --fix accumulate:micro=4");
+    let trace = trace("--model tiny --gpu 64MiB --seq 64 --batch 4 --fix accumulate:micro=1");
     let programs = &slices(&trace)[&(1, 0)];
     let names: Vec<&str> = programs.iter().map(|s| s.name.as_str()).collect();
     assert_eq!(

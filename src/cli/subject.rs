@@ -66,7 +66,11 @@ impl Which {
         given.extend(unlike_default(&changed.host));
         Ok(Subject {
             name: name.to_string(),
-            request: search::own_request(&plan),
+            request: Request {
+                job: plan.job.clone(),
+                fixed: Vec::new(),
+                allow: self.job.class()?,
+            },
             asked: Asked {
                 text: changed.job,
                 given,
@@ -109,7 +113,7 @@ impl Subject {
     pub fn answer(&mut self) -> Result<Answer> {
         match self.searched.take() {
             Some(answer) => Ok(answer),
-            None => search::of_plan(&self.plan, &self.name, self.estimate.clone()),
+            None => search::of_plan(&self.request, &self.plan, &self.name, self.estimate.clone()),
         }
     }
 }

@@ -159,14 +159,13 @@ pub fn search(request: &Request) -> Result<Answer> {
     })
 }
 
-/// The answer that `plan`, proved to take `estimate`, is to its own job: beside it stand the plans everybody knows and the front, but
+/// The answer that `plan`, proved to take `estimate`, is to `request`, which asks for its job: beside it stand the plans everybody knows and the front, but
 /// nothing is searched for. Where it does not fit, who is to blame and what would help.
 ///
 /// # Errors
 /// Where the job cannot be planned at all.
-pub fn of_plan(plan: &Plan, name: &str, estimate: Estimate) -> Result<Answer> {
+pub fn of_plan(request: &Request, plan: &Plan, name: &str, estimate: Estimate) -> Result<Answer> {
     let begin = Instant::now();
-    let request = own_request(plan);
     let budget = request.job.target.budget();
     let own = Candidate {
         name: name.to_string(),
@@ -177,14 +176,14 @@ pub fn of_plan(plan: &Plan, name: &str, estimate: Estimate) -> Result<Answer> {
         estimate,
     };
     let (priced, problems) = rayon::join(
-        || price::all(&request),
-        || problem::Problems::of(&request).map(|problems| front::of(&problems, &budget)),
+        || price::all(request),
+        || problem::Problems::of(request).map(|problems| front::of(&problems, &budget)),
     );
     let mut considered = priced?;
     considered.push(own.clone());
     let outcome = match own.fits(&budget) {
         true => Outcome::Fits(Box::new(own)),
-        false => misfit::explain(&request, &budget, &[own])?,
+        false => misfit::explain(request, &budget, &[own])?,
     };
     Ok(Answer {
         outcome,
@@ -194,15 +193,6 @@ pub fn of_plan(plan: &Plan, name: &str, estimate: Estimate) -> Result<Answer> {
         budget,
         seconds: Seconds(begin.elapsed().as_secs_f64()),
     })
-}
-
-/// The question that `plan` is an answer to: its job with nothing fixed.
-pub fn own_request(plan: &Plan) -> Request {
-    Request {
-        job: plan.job.clone(),
-        fixed: Vec::new(),
-        allow: Exactness::Rounding,
-    }
 }
 
 /// A named list of choices beside the fixed ones.

@@ -103,7 +103,7 @@ impl Measured {
             .map_err(|e| Error::file(origin, format!("no JSON: {e}"), next))?;
         let is_of = |layout: &&Layout| {
             let known = |pointer: &&str| json.pointer(pointer).is_some();
-            layout.peaks.iter().chain(&layout.step).all(|p| known(&p))
+            layout.peaks.iter().chain(&layout.step).all(known)
         };
         let layout = LAYOUTS.iter().find(is_of);
         let why = "no answer of a run: it lacks what was predicted or what was measured";

@@ -263,7 +263,8 @@ mod tests {
         for end in [0.0, 1e-7, 0.013, 4.159, 1e5, f64::NAN] {
             let ticks = second_ticks(end, 6);
             assert!(!ticks.is_empty() && ticks.len() <= 8, "{end}: {ticks:?}");
-            assert!(ticks.iter().all(|t| !(t.0 > end * 1.001)), "{end}");
+            let over = |tick: &Seconds| tick.0 > end * 1.001;
+            assert!(!ticks.iter().any(over), "{end}");
         }
     }
 
