@@ -11,7 +11,10 @@ mod list;
 mod place;
 mod plan;
 mod plan_torch;
+mod report;
 mod run;
+mod subject;
+mod trace;
 mod trial;
 mod validate;
 
@@ -58,6 +61,10 @@ enum Command {
     Validate(Box<validate::Args>),
     /// Show who holds the memory of a plan, and check its claim
     Explain(explain::Args),
+    /// Write a page that shows what a plan takes, when and why: one HTML file
+    Report(Box<report::Args>),
+    /// Write the step of a plan as a trace for Perfetto or Chrome
+    Trace(Box<trace::Args>),
     /// List the models known by name
     Models,
     /// List the devices known by name
@@ -118,6 +125,8 @@ fn run(cli: &Cli) -> Result<Answer> {
         Command::Estimate(args) => estimate::estimate(args),
         Command::Validate(args) => validate::validate(args, cli.json),
         Command::Explain(args) => explain::explain(args),
+        Command::Report(args) => report::report(args, cli.json),
+        Command::Trace(args) => trace::trace(args, cli.json),
         Command::Models => list::models(),
         Command::Devices => list::devices(),
         Command::Techniques => list::techniques(),

@@ -355,6 +355,8 @@ fn every_command_is_known_and_explains_itself() {
         "run",
         "validate",
         "explain",
+        "report",
+        "trace",
         "models",
         "devices",
         "techniques",

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use memfit::error::{Error, Result};
-use memfit::plan::file::JobText;
+use memfit::plan::file::{JobText, PlanFile};
 use memfit::plan::{Choice, Request};
 use memfit::show::choice::class_name;
 use memfit::show::job::Asked;
@@ -138,6 +138,18 @@ impl JobArgs {
     pub fn fixed(&self) -> Result<Vec<Choice>> {
         let parts = self.fix.iter().map(|text| Choice::parse_all(text));
         Ok(parts.collect::<Result<Vec<_>>>()?.concat())
+    }
+
+    /// `file` with what is given in place of what it says, and the choices that are given beside its own.
+    ///
+    /// # Errors
+    /// As [`JobArgs::text`], [`JobArgs::host`] and [`JobArgs::fixed`].
+    pub fn over(&self, file: &PlanFile) -> Result<PlanFile> {
+        let mut changed = file.clone();
+        changed.job = self.text(Some(&file.job))?;
+        changed.host = self.host(file.host)?;
+        changed.choice.extend(self.fixed()?);
+        Ok(changed)
     }
 
     /// The question to the search, and the words it was asked in.

@@ -80,7 +80,7 @@ pub fn plan(args: &Args) -> Result<Answer> {
 }
 
 /// What the same model, batch, length and precision would take with the other engine, in a line and for programs.
-fn with_pytorch(job: &Job) -> (String, Value) {
+pub(super) fn with_pytorch(job: &Job) -> (String, Value) {
     let plain = TorchOptions::default();
     let autocast = match job.precision {
         Precision::F32 => None,

@@ -16,6 +16,7 @@ const SAVES: u64 = 10;
 
 /// Arguments of `trial`.
 #[derive(Debug, clap::Args)]
+#[group(skip)]
 pub struct Args {
     #[command(flatten)]
     run: run::Args,

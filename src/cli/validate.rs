@@ -82,14 +82,9 @@ pub fn validate(args: &Args, quiet: bool) -> Result<Answer> {
 /// The plan of a file or name, and where its claim no longer re-derives.
 fn opened(args: &Args, name: &str) -> Result<(Plan, Vec<String>)> {
     let file = files::open(name)?;
-    let mut changed = file.clone();
-    changed.job = args.job.text(Some(&file.job))?;
-    changed.host = args.job.host(file.host)?;
-    changed.choice.extend(args.job.fixed()?);
+    let changed = args.job.over(&file)?;
     let plan = changed.plan()?;
-    let same =
-        changed.job == file.job && changed.choice == file.choice && changed.host == file.host;
-    let stale = match (same, &file.claim) {
+    let stale = match (changed == file, &file.claim) {
         (true, Some(claim)) => Explained::new(&plan, Some(claim))?
             .claim
             .unwrap_or_default(),

@@ -12,7 +12,9 @@ use crate::graph::Stream;
 use crate::program::{BufferId, EventId, Program, Span};
 use crate::spec::job::Target;
 use crate::spec::units::Seconds;
-pub use cost::{Cost, curve_key, efficiency_key, ideal_seconds, node_work};
+pub use cost::{
+    Cost, MATMUL_EFFICIENCY, MEMORY_EFFICIENCY, curve_key, efficiency_key, ideal_seconds, node_work,
+};
 use cost::{RESOURCES, copy_cost, node_cost};
 
 /// Something queued in a stream.

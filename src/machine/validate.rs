@@ -9,6 +9,7 @@ use super::cpu::{Roles, Settings};
 use super::estimate::{self, Estimate, on_cpu, threads_for};
 use super::measure::{self, Measurement, measure};
 use super::train::memory;
+use super::train::session::Session;
 use crate::error::{Error, Result};
 use crate::plan::{Choice, Plan};
 use crate::program::height;
@@ -91,12 +92,8 @@ pub fn validate(
     progress("cutting the plan to this machine", 0.0);
     let (cut, estimate, left_out) = cut(plan, options)?;
     let threads = threads_for(&cut, options.cores);
-    let settings = match &options.device {
-        Some(_) => Settings::of(&cut.job.target),
-        None => Settings::default(),
-    };
     progress("filling memory", 0.1);
-    let mut session = measure::open(cut, &options.folder, settings)?;
+    let mut session = open(cut, options)?;
     progress("running steps", 0.3);
     let time = measure(&mut session, options.steps)?;
     progress("done", 1.0);
@@ -121,6 +118,29 @@ pub fn validate(
         time,
         calibrated: options.device.is_some(),
     })
+}
+
+/// A session of a plan that was cut to this machine.
+fn open(cut: Plan, options: &Options) -> Result<Session> {
+    let settings = match &options.device {
+        Some(_) => Settings::of(&cut.job.target),
+        None => Settings::default(),
+    };
+    measure::open(cut, &options.folder, settings)
+}
+
+/// Runs `options.steps` steps of `plan`, or of as much of it as this machine can run: the session, which keeps when each
+/// instruction of the last step ran, and what was left out, one sentence each.
+///
+/// # Errors
+/// As [`validate`].
+pub fn executed(plan: &Plan, options: &Options) -> Result<(Session, Vec<String>)> {
+    let (cut, _, left_out) = cut(plan, options)?;
+    let mut session = open(cut, options)?;
+    for _ in 0..options.steps.max(1) {
+        session.step()?;
+    }
+    Ok((session, left_out))
 }
 
 /// Whether a validation runs a program of a set.

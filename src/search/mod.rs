@@ -165,6 +165,42 @@ pub fn search(request: &Request) -> Result<Answer> {
     })
 }
 
+/// The answer that `plan`, proved to take `estimate`, is to `request`, which asks for its job: beside it stand the plans everybody knows and the front, but
+/// nothing is searched for. Where it does not fit, who is to blame and what would help.
+///
+/// # Errors
+/// Where the job cannot be planned at all.
+pub fn of_plan(request: &Request, plan: &Plan, name: &str, estimate: Estimate) -> Result<Answer> {
+    let begin = Instant::now();
+    let budget = request.job.target.budget();
+    let own = Candidate {
+        name: name.to_string(),
+        family: None,
+        plan: plan.clone(),
+        exact: true,
+        proposed: estimate.step,
+        estimate,
+    };
+    let (priced, problems) = rayon::join(
+        || price::all(request),
+        || problem::Problems::of(request).map(|problems| front::of(&problems, &budget)),
+    );
+    let mut considered = priced?;
+    considered.push(own.clone());
+    let outcome = match own.fits(&budget) {
+        true => Outcome::Fits(Box::new(own)),
+        false => misfit::explain(request, &budget, &[own])?,
+    };
+    Ok(Answer {
+        outcome,
+        considered,
+        certificate: None,
+        front: problems?,
+        budget,
+        seconds: Seconds(begin.elapsed().as_secs_f64()),
+    })
+}
+
 /// A named list of choices beside the fixed ones.
 pub type Named = (String, Vec<Choice>);
 

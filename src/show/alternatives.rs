@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 const ROWS: usize = 12;
 
 /// Everything that was considered, the chosen or closest plan as it was proved.
-fn considered(answer: &Answer) -> Vec<&Candidate> {
+pub(super) fn considered(answer: &Answer) -> Vec<&Candidate> {
     let chosen = chosen(answer);
     let each = answer.considered.iter();
     each.map(|c| if c.name == chosen.name { chosen } else { c })
@@ -23,7 +23,7 @@ fn considered(answer: &Answer) -> Vec<&Candidate> {
 }
 
 /// The plan that was chosen, or came closest.
-fn chosen(answer: &Answer) -> &Candidate {
+pub fn chosen(answer: &Answer) -> &Candidate {
     match &answer.outcome {
         Outcome::Fits(best) => best,
         Outcome::Misfit(misfit) => &misfit.closest,
@@ -114,7 +114,7 @@ pub fn table(answer: &Answer, request: &Request) -> String {
 }
 
 /// Of each lossy method the fastest plan that fits, or else the smallest, with what is known of its quality.
-fn families(answer: &Answer) -> Vec<&Candidate> {
+pub(super) fn families(answer: &Answer) -> Vec<&Candidate> {
     let plans = considered(answer)
         .into_iter()
         .filter(|c| c.family.is_some());

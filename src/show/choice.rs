@@ -59,18 +59,22 @@ pub fn class_sentence(plan: &Plan) -> &'static str {
     }
 }
 
+/// How a choice of a plan may change results, or that the job itself asks for it.
+pub fn standing(choice: &Choice, plan: &Plan) -> &'static str {
+    match is_of_job(choice, plan) {
+        true => "of the job",
+        false => class_name(class(choice)),
+    }
+}
+
 /// The choices of a plan, one row each.
 pub fn table(plan: &Plan) -> String {
     let mut table = Table::new(&[Column::Left, Column::Wrapped, Column::Left]).indent(2);
     for choice in &plan.choices {
-        let class = match is_of_job(choice, plan) {
-            true => "of the job",
-            false => class_name(class(choice)),
-        };
         table.row(vec![
             choice.technique.clone(),
             sentence(choice),
-            class.to_string(),
+            standing(choice, plan).to_string(),
         ]);
     }
     table.render()

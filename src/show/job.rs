@@ -61,7 +61,7 @@ pub fn assumptions(target: &Target, given: &BTreeSet<&'static str>) -> Vec<Assum
     all
 }
 
-fn host_values(host: &Host, device: &Device) -> Vec<Assumption> {
+pub(super) fn host_values(host: &Host, device: &Device) -> Vec<Assumption> {
     let value = |name, flag, value: Value, text| Assumption {
         name,
         flag,
@@ -103,7 +103,7 @@ pub fn header(plan: &Plan, asked: &Asked) -> String {
     text + &host_lines(&plan.job.target, &asked.given)
 }
 
-fn model_line(plan: &Plan, asked: &Asked) -> String {
+pub(super) fn model_line(plan: &Plan, asked: &Asked) -> String {
     let job = &plan.job;
     let sequences = if job.batch == 1 {
         "sequence"
@@ -121,7 +121,7 @@ fn model_line(plan: &Plan, asked: &Asked) -> String {
     )
 }
 
-fn device_line(device: &Device) -> String {
+pub(super) fn device_line(device: &Device) -> String {
     let speeds = match device.generic {
         true => format!(" (generic card: speeds are those {})", speeds_of(device)),
         false => String::new(),

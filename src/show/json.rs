@@ -88,7 +88,7 @@ fn holder((name, bytes): &(String, Bytes)) -> Value {
 
 fn blame(misfit: &Misfit, budget: &Budget) -> Value {
     let Candidate { estimate, name, .. } = &misfit.closest;
-    let row = |over: &memory::Passed| {
+    let row = |over: &memory::Row| {
         json!({
             "places": over.places,
             "need": over.need,

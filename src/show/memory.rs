@@ -83,9 +83,9 @@ pub fn holders(estimate: &Estimate, places: &[Place]) -> BTreeMap<Role, Bytes> {
     all
 }
 
-/// A row of a budget that a plan passes.
+/// A row of a budget beside what a plan needs of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Passed<'a> {
+pub struct Row<'a> {
     /// The places it bounds.
     pub places: &'a [Place],
     /// What the plan needs there.
@@ -95,13 +95,13 @@ pub struct Passed<'a> {
 }
 
 /// The rows of `budget` that `estimate` passes; of rows that are passed alike, the first.
-pub fn passed<'a>(estimate: &Estimate, budget: &'a Budget) -> Vec<Passed<'a>> {
-    let rows = budget.rows.iter().map(|(places, most)| Passed {
+pub fn passed<'a>(estimate: &Estimate, budget: &'a Budget) -> Vec<Row<'a>> {
+    let rows = budget.rows.iter().map(|(places, most)| Row {
         places,
         need: sum(&estimate.peak, places),
         have: *most,
     });
-    let mut passed: Vec<Passed> = rows.filter(|row| row.need > row.have).collect();
+    let mut passed: Vec<Row> = rows.filter(|row| row.need > row.have).collect();
     passed.dedup_by_key(|row| (row.need, row.have));
     passed
 }
@@ -110,19 +110,36 @@ pub fn passed<'a>(estimate: &Estimate, budget: &'a Budget) -> Vec<Passed<'a>> {
 pub fn section(estimate: &Estimate, budget: &Budget) -> String {
     let mut table =
         Table::new(&[Column::Left, Column::Right, Column::Left, Column::Left]).indent(2);
-    let pageable = estimate.peak.host > Bytes::ZERO;
-    for (places, most) in &budget.rows {
-        let used = sum(&estimate.peak, places);
-        // Without pageable memory the row of the whole host repeats the row of its pinned part.
-        let repeats = **places == [Place::Pinned, Place::Host] && !pageable;
-        if (used > Bytes::ZERO && !repeats) || places.contains(&Place::Gpu) {
-            rows(&mut table, places, used, *most, estimate);
-        }
+    for row in in_use(estimate, budget) {
+        rows(&mut table, &row, estimate);
     }
     table.render()
 }
 
-fn rows(table: &mut Table, places: &[Place], used: Bytes, most: Bytes, estimate: &Estimate) {
+/// The rows of the budget that are in use.
+pub fn in_use<'a>(estimate: &Estimate, budget: &'a Budget) -> Vec<Row<'a>> {
+    let pageable = estimate.peak.host > Bytes::ZERO;
+    let rows = budget.rows.iter().map(|(places, most)| Row {
+        places,
+        need: sum(&estimate.peak, places),
+        have: *most,
+    });
+    // Without pageable memory the row of the whole host repeats the row of its pinned part.
+    let repeats = |row: &Row| *row.places == [Place::Pinned, Place::Host] && !pageable;
+    let shown =
+        |row: &Row| (row.need > Bytes::ZERO && !repeats(row)) || row.places.contains(&Place::Gpu);
+    rows.filter(shown).collect()
+}
+
+/// Who holds the places of a row at their peaks, the largest first.
+pub fn held(estimate: &Estimate, places: &[Place]) -> Vec<(Role, Bytes)> {
+    let mut held: Vec<(Role, Bytes)> = holders(estimate, places).into_iter().collect();
+    held.sort_by_key(|(role, bytes)| (std::cmp::Reverse(*bytes), *role));
+    held
+}
+
+fn rows(table: &mut Table, row: &Row, estimate: &Estimate) {
+    let (places, used, most) = (row.places, row.need, row.have);
     let share = |part: Bytes, whole: Bytes| match whole.0 {
         0 => f64::from(u8::from(part.0 > 0)),
         _ => part.0 as f64 / whole.0 as f64,
@@ -137,9 +154,7 @@ fn rows(table: &mut Table, places: &[Place], used: Bytes, most: Bytes, estimate:
         format!("{}{percent}", bar(share(used, most), BAR)),
         format!("of {most}"),
     ]);
-    let mut held: Vec<(Role, Bytes)> = holders(estimate, places).into_iter().collect();
-    held.sort_by_key(|(role, bytes)| (std::cmp::Reverse(*bytes), *role));
-    for (role, bytes) in held {
+    for (role, bytes) in held(estimate, places) {
         let part = share(bytes, used);
         let name = format!("  {}", role_name(role));
         table.row(vec![name, bytes.to_string(), bar(part, BAR)]);
@@ -179,7 +194,8 @@ pub fn programs(estimate: &Estimate) -> String {
     labelled("peaks", &format!("on the device: {}", join(each)), LABEL)
 }
 
-fn stream_name(stream: Stream) -> &'static str {
+/// A stream in words.
+pub fn stream_name(stream: Stream) -> &'static str {
     match stream {
         Stream::Compute => "device",
         Stream::HostCompute => "host updates",

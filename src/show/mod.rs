@@ -1,23 +1,29 @@
-//! Answers for people and for programs: text and JSON, built here and printed elsewhere.
+//! Answers for people and for programs: text, JSON, pages and traces, built here and printed elsewhere.
 
 pub mod alternatives;
 pub mod choice;
 pub mod comparison;
+pub mod course;
+pub mod curve;
 pub mod explain;
 pub mod facts;
+pub mod figure;
 pub mod grid;
 pub mod job;
 pub mod json;
 pub mod learning;
 pub mod lists;
+pub mod measured;
 pub mod memory;
 pub mod plot;
 pub mod pytorch;
+pub mod report;
 pub mod run;
 pub mod speeds;
 pub mod table;
 pub mod text;
 pub mod torch_plan;
+pub mod trace;
 pub mod trial;
 pub mod validation;
 

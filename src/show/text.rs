@@ -54,11 +54,13 @@ fn join(
 
 /// How much better a plan could be.
 fn proof(certificate: &Certificate) -> String {
+    labelled("proof", &proof_line(certificate), LABEL)
+}
+
+/// The same as a line.
+pub(super) fn proof_line(certificate: &Certificate) -> String {
     let (bound, gap) = (certificate.bound, 100.0 * certificate.gap.max(0.0));
-    let text = format!(
-        "no plan of its class takes less than {bound}: this one is within {gap:.2} % of that"
-    );
-    labelled("proof", &text, LABEL)
+    format!("no plan of its class takes less than {bound}: this one is within {gap:.2} % of that")
 }
 
 /// What does not fit, who is to blame, and what would help.
@@ -88,7 +90,7 @@ fn verdict(misfit: &Misfit, budget: &Budget) -> String {
 }
 
 /// One row of the budget that is passed, and who holds most of it.
-fn blame(over: &memory::Passed, estimate: &Estimate) -> String {
+pub(super) fn blame(over: &memory::Row, estimate: &Estimate) -> String {
     let mut held: Vec<_> = memory::holders(estimate, over.places).into_iter().collect();
     held.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
     let each = held.iter().take(3);

@@ -8,10 +8,10 @@ use crate::spec::job::{Backend, Place, Precision, Target};
 
 /// Fraction of a device's matrix peak that large products reach where nothing was measured: published sweeps
 /// (stas00/ml-engineering, compute/accelerator) find 0.78 to 0.87 on A100, H100 and B200.
-const MATMUL_EFFICIENCY: f64 = 0.75;
+pub const MATMUL_EFFICIENCY: f64 = 0.75;
 
 /// Fraction of the memory bandwidth that elementwise kernels reach where nothing was measured.
-const MEMORY_EFFICIENCY: f64 = 0.8;
+pub const MEMORY_EFFICIENCY: f64 = 0.8;
 
 /// Fraction of a calibrated CPU's peaks that an op reaches which calibration did not meet: the middle of those it did.
 const UNMET_EFFICIENCY: f64 = 0.15;
