@@ -2,7 +2,9 @@
 
 use memfit::error::{Error, Result};
 use memfit::search::torch::{self, TorchOutcome, TorchRequest};
+use memfit::show::money;
 use memfit::show::torch_plan::{self, Page};
+use memfit::spec::cost::Cost;
 use memfit::spec::job::Precision;
 use memfit::spec::model::Head;
 use memfit::spec::torch::{Task, TorchDtype, TorchOptions};
@@ -21,6 +23,12 @@ pub fn plan(args: &Args) -> Result<Answer> {
         let why = "techniques are memfit's own engine's";
         let next = "decide options of PyTorch with --torch, such as --torch checkpointing=full";
         return Err(Error::value("--fix", fix, why, next));
+    }
+    let tariff = args.cost.tariff()?;
+    if let Some(goal) = args.cost.goal()? {
+        let why = "with --engine torch options say what is trained";
+        let next = "write --allow lossy --torch lora.r=16 for LoRA, or leave it out";
+        return Err(Error::value("--goal", goal.name(), why, next));
     }
     let text = args.job.text(None)?;
     let model = catalog::open(&text.model)?;
@@ -62,11 +70,18 @@ pub fn plan(args: &Args) -> Result<Answer> {
         written: &written,
     };
     let status = save(args, &answer.outcome, &written)?;
-    Ok(Answer {
-        text: torch_plan::text(&page),
-        json: torch_plan::json(&page),
-        status,
-    })
+    let mut json = torch_plan::json(&page);
+    let mut text = torch_plan::text(&page);
+    if let (Some(speed), DONE) = (&chosen.answer.speed, status) {
+        let (device, speed) = (&request.device, speed.tokens_per_second);
+        let cost = Cost::of(device, speed, &tariff);
+        let said = money::section(&cost, device, speed, &tariff);
+        if !said.is_empty() {
+            text += &format!("\n{said}");
+            json["cost"] = money::json(&cost, device, &tariff);
+        }
+    }
+    Ok(Answer { text, json, status })
 }
 
 fn save(args: &Args, outcome: &TorchOutcome, written: &trainer::Written) -> Result<u8> {

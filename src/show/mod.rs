@@ -1,6 +1,7 @@
 //! Answers for people and for programs: text and JSON, built here and printed elsewhere.
 
 pub mod alternatives;
+pub mod capacity;
 pub mod choice;
 pub mod comparison;
 pub mod explain;
@@ -10,7 +11,9 @@ pub mod job;
 pub mod json;
 pub mod learning;
 pub mod lists;
+pub mod market;
 pub mod memory;
+pub mod money;
 pub mod plot;
 pub mod pytorch;
 pub mod run;
