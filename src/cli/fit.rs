@@ -81,11 +81,12 @@ fn models(args: &Args) -> Result<Vec<ModelSpec>> {
     Ok(all)
 }
 
-/// The job with a model, its sequence no longer than the model takes.
+/// The job with a model; of the catalogue's, its sequence no longer than the model takes.
 fn request(args: &Args, model: &ModelSpec) -> Result<Request> {
     let mut job = args.job.clone();
-    let name = args.job.model.clone().unwrap_or_else(|| model.name.clone());
-    job.seq = args.job.seq.map(|seq| seq.min(model.max_positions));
-    job.model = Some(name);
+    if job.model.is_none() {
+        job.model = Some(model.name.clone());
+        job.seq = job.seq.map(|seq| seq.min(model.max_positions));
+    }
     Ok(job.request()?.0)
 }

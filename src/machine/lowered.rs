@@ -10,7 +10,7 @@ use crate::plan::Plan;
 use crate::program::Program;
 
 /// Instructions of all programs that are kept at most; the oldest go first.
-const MOST: usize = 1 << 20;
+const MOST: usize = 1 << 18;
 
 /// Programs of one plan.
 #[derive(Debug, Clone)]
