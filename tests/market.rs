@@ -52,7 +52,13 @@ fn number(value: &Value) -> f64 {
 fn every_row_is_what_plan_answers() {
     let answer = json(&format!("gpus {JOB}"), 0);
     assert_eq!(rows(&answer).len(), device::all().count());
-    for id in ["rtx-4090", "t4", "mi300x", "apple-m3-max-128gb", "rtx-2060-6gb"] {
+    for id in [
+        "rtx-4090",
+        "t4",
+        "mi300x",
+        "apple-m3-max-128gb",
+        "rtx-2060-6gb",
+    ] {
         let row = rows(&answer).iter().find(|row| row["id"] == id).unwrap();
         let plan = json(&format!("plan {JOB} --gpu {id}"), 0);
         assert_eq!(row["outcome"], plan["outcome"], "{id}");
@@ -70,7 +76,8 @@ fn every_row_is_what_plan_answers() {
 
 #[test]
 fn rows_that_do_not_fit_say_so_and_come_last() {
-    let tight = "gpus --vendor intel --model llama-2-7b --seq 512 --ram 16GB --disk 1GB --fix recompute";
+    let tight =
+        "gpus --vendor intel --model llama-2-7b --seq 512 --ram 16GB --disk 1GB --fix recompute";
     let answer = json(tight, 1);
     for row in rows(&answer) {
         assert_eq!(row["outcome"], "misfit", "{row}");
@@ -78,7 +85,10 @@ fn rows_that_do_not_fit_say_so_and_come_last() {
         assert!(number(&row["misfit"]["need"]) > number(&row["misfit"]["have"]));
     }
     let page = text(tight, 1);
-    assert!(page.contains("MISFIT") && page.contains("0 of 4 devices fit"), "{page}");
+    assert!(
+        page.contains("MISFIT") && page.contains("0 of 4 devices fit"),
+        "{page}"
+    );
 }
 
 #[test]
@@ -105,7 +115,10 @@ fn filters_take_vendors_and_prices() {
         .iter()
         .map(|row| number(&row["cost"]["purchase"]["low"]))
         .collect();
-    assert!(prices.len() > 5 && prices.iter().all(|&p| p <= 500.0), "{prices:?}");
+    assert!(
+        prices.len() > 5 && prices.iter().all(|&p| p <= 500.0),
+        "{prices:?}"
+    );
     assert!(prices.is_sorted());
     let left_out = answer["left_out_without_price"].as_array().unwrap();
     assert!(left_out.iter().any(|id| id == "b200-sxm"), "{left_out:?}");
@@ -199,8 +212,14 @@ fn the_table_fits_a_page() {
         assert!(page.contains("tokens/s"), "{page}");
     }
     let page = text(&format!("gpus {JOB} --vendor amd"), 0);
-    assert!(page.contains("plan only") && page.contains("an assumption"), "{page}");
-    assert!(page.contains("cloud price by the hour, 2025, grade C"), "{page}");
+    assert!(
+        page.contains("plan only") && page.contains("an assumption"),
+        "{page}"
+    );
+    assert!(
+        page.contains("cloud price by the hour, 2025, grade C"),
+        "{page}"
+    );
     assert!(page.contains("give --kwh-price"), "{page}");
 }
 
@@ -246,14 +265,23 @@ fn what_nobody_knows_is_said_and_never_guessed() {
     assert!(page.contains("electricity: give --kwh-price"), "{page}");
     assert!(!page.contains("buying beats"), "{page}");
     let none = device::all().find(|d| d.price.is_empty()).unwrap();
-    let answer = json(&format!("plan --gpu {} --model tiny --tokens 1k --carbon 100", none.id), 0);
+    let answer = json(
+        &format!(
+            "plan --gpu {} --model tiny --tokens 1k --carbon 100",
+            none.id
+        ),
+        0,
+    );
     let cost = &answer["cost"];
     assert!(cost["rent"].is_null() && cost["purchase"].is_null() && cost["electricity"].is_null());
     assert_eq!(cost["missing"].as_array().unwrap().len(), 3, "{cost}");
     assert!(number(&cost["co2_kg"]) > 0.0);
     // A size is no card that anybody sells.
     let page = text("plan --gpu 24GB --model tiny --tokens 1M", 0);
-    assert!(page.contains("no power known") && page.contains("no price known"), "{page}");
+    assert!(
+        page.contains("no power known") && page.contains("no price known"),
+        "{page}"
+    );
     // Without a question about cost there is no answer about it.
     let plain = json("plan --gpu rtx4090 --model tiny", 0);
     assert!(plain["cost"].is_null() && plain["goal"].is_null());
@@ -263,14 +291,19 @@ fn what_nobody_knows_is_said_and_never_guessed() {
 fn goals_decide_what_is_trained() {
     let techniques = |answer: &Value| -> Vec<String> {
         let all = answer["plan"]["choices"].as_array().unwrap().iter();
-        all.map(|c| c["technique"].as_str().unwrap().to_string()).collect()
+        all.map(|c| c["technique"].as_str().unwrap().to_string())
+            .collect()
     };
     let job = "plan --model tiny --gpu 64MiB";
     let full = json(&format!("{job} --goal full --allow lossy"), 0);
     assert_eq!(full["goal"], "full");
     assert!(!techniques(&full).contains(&"lora".to_string()));
     let considered = full["alternatives"].as_array().unwrap();
-    assert!(considered.iter().all(|c| c["family"] != "LoRA" && c["family"] != "QLoRA"));
+    assert!(
+        considered
+            .iter()
+            .all(|c| c["family"] != "LoRA" && c["family"] != "QLoRA")
+    );
     assert!(considered.iter().any(|c| c["family"] == "8-bit AdamW"));
     let lora = json(&format!("{job} --goal lora"), 0);
     assert!(techniques(&lora).contains(&"lora".to_string()));
@@ -292,7 +325,10 @@ fn goals_decide_what_is_trained() {
 
 #[test]
 fn what_fits_most_is_planned_and_one_more_does_not_fit() {
-    let answer = json("fit --gpu 40MiB --ram 100MB --disk 1MB --seq 32 --model tiny --goal full", 0);
+    let answer = json(
+        "fit --gpu 40MiB --ram 100MB --disk 1MB --seq 32 --model tiny --goal full",
+        0,
+    );
     assert_eq!(answer["device"]["id"], "40mib");
     let classes = answer["classes"].as_array().unwrap();
     assert_eq!(classes.len(), 2);
@@ -302,13 +338,18 @@ fn what_fits_most_is_planned_and_one_more_does_not_fit() {
     let most = exact["batch"]["count"].as_u64().unwrap();
     assert_eq!(exact["batch"]["ended_by"], "memory");
     let plan = |batch: u64, status: i32| {
-        let line = format!("plan --gpu 40MiB --ram 100MB --disk 1MB --seq 32 --model tiny --goal full --batch {batch}");
+        let line = format!(
+            "plan --gpu 40MiB --ram 100MB --disk 1MB --seq 32 --model tiny --goal full --batch {batch}"
+        );
         json(&line, status)
     };
     assert!(most > 1);
     let fits = plan(most, 0);
     assert_eq!(fits["name"], exact["batch"]["plan"]["name"]);
-    assert_eq!(fits["estimate"]["tokens_per_second"], exact["batch"]["tokens_per_second"]);
+    assert_eq!(
+        fits["estimate"]["tokens_per_second"],
+        exact["batch"]["tokens_per_second"]
+    );
     plan(most + 1, 1);
 }
 
@@ -317,14 +358,22 @@ fn the_largest_model_fits_and_the_next_larger_does_not() {
     let line = "--gpu 600MiB --ram 2GB --disk 1GB --seq 64 --goal full";
     let answer = json(&format!("fit {line}"), 0);
     let exact = &answer["classes"][0];
-    let (name, count) = (exact["model"]["name"].as_str().unwrap(), number(&exact["model"]["parameters"]));
+    let (name, count) = (
+        exact["model"]["name"].as_str().unwrap(),
+        number(&exact["model"]["parameters"]),
+    );
     json(&format!("plan {line} --model {name}"), 0);
     let listed = json("models", 0);
     let mut larger: Vec<(u64, &str)> = listed["models"]
         .as_array()
         .unwrap()
         .iter()
-        .map(|m| (m["parameters"].as_u64().unwrap(), m["name"].as_str().unwrap()))
+        .map(|m| {
+            (
+                m["parameters"].as_u64().unwrap(),
+                m["name"].as_str().unwrap(),
+            )
+        })
         .filter(|m| m.0 as f64 > count)
         .collect();
     larger.sort_unstable();

@@ -14,10 +14,17 @@ use super::cost::CostArgs;
 use super::job::JobArgs;
 use super::{Answer, DONE, MISFIT, width};
 
+/// The answer for programs.
+const SHAPE: &str = "With --json: device {id, name, budget}; models (tried among); classes [{class: full_exact, full_lossy or lora; goal; outcome: \
+fits or misfit; model, batch and seq, or null}]. Each of these three is a plan of one job: {seq, batch, precision, plan {name, choices, exactness, peak}, \
+step_seconds, tokens_per_second}; model also has name, parameters and cost; batch and seq have count and ended_by: memory, where one more does not \
+fit, or limit.";
+
 /// Arguments of `fit`.
 #[derive(Debug, clap::Args)]
 #[command(mut_arg("model", |arg| arg.help("Only this model: a name, or the path of a config.json, its folder, or a .gguf file [default: the largest of the catalogue that fits]")))]
 #[command(mut_arg("goal", |arg| arg.help("What is to be trained: full (all parameters, exactly, and by lossy methods), lora (LoRA or QLoRA) or any (each of these) [default: any]")))]
+#[command(after_help = SHAPE)]
 pub struct Args {
     #[command(flatten)]
     job: JobArgs,

@@ -14,10 +14,17 @@ use super::{Answer, DONE, MISFIT, width};
 /// Tokens that are reckoned with where none are given.
 const TOKENS: u64 = 1_000_000_000;
 
+/// The answer for programs.
+const SHAPE: &str = "With --json: job; goal; tokens; kwh_price; carbon_g_per_kwh; devices [{id, name, vendor, memory, outcome: fits, misfit or refused; plan \
+{name, choices, exactness, peak}, misfit {place, need, have, change, closest} and why, or null; step_seconds; tokens_per_second; hours; kwh; cost {watts, \
+electricity, co2_kg, rent, purchase, break_even_runs, missing}, or null where no price is known; leads_by_price; leads_by_rent; executor; plan_only}]; \
+left_out_without_price.";
+
 /// Arguments of `gpus`.
 #[derive(Debug, clap::Args)]
 #[command(mut_arg("gpu", |arg| arg.hide(true)))]
 #[command(mut_arg("tokens", |arg| arg.help("Tokens to train, such as 500M, 1B or 2T: hours, energy and rent are of these [default: 1B]")))]
+#[command(after_help = SHAPE)]
 pub struct Args {
     #[command(flatten)]
     job: JobArgs,

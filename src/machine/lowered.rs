@@ -1,7 +1,7 @@
 //! Programs of plans, lowered once for all devices they are asked about: a program depends on the plan and the backend, and neither on
 //! a device's rates nor on its memory.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -9,8 +9,8 @@ use crate::error::Result;
 use crate::plan::Plan;
 use crate::program::Program;
 
-/// Instructions of all programs that are kept at most; the oldest go first.
-const MOST: usize = 1 << 18;
+/// Instructions of all programs that are kept at most; those that nobody wanted for longest go first.
+const MOST: usize = 1 << 19;
 
 /// Programs of one plan.
 #[derive(Debug, Clone)]
@@ -39,15 +39,17 @@ pub struct Keeping(());
 struct Store {
     /// How many keep it.
     keepers: usize,
-    programs: BTreeMap<String, Lowered>,
-    order: VecDeque<String>,
+    /// Each with when it was wanted last.
+    programs: BTreeMap<String, (u64, Lowered)>,
+    /// How often something was wanted.
+    wanted: u64,
     instructions: usize,
 }
 
 static STORE: Mutex<Store> = Mutex::new(Store {
     keepers: 0,
     programs: BTreeMap::new(),
-    order: VecDeque::new(),
+    wanted: 0,
     instructions: 0,
 });
 
@@ -68,7 +70,6 @@ impl Drop for Keeping {
         store.keepers -= 1;
         if store.keepers == 0 {
             store.programs.clear();
-            store.order.clear();
             store.instructions = 0;
         }
     }
@@ -83,8 +84,8 @@ pub fn of(plan: &Plan, lower: impl FnOnce() -> Result<Vec<Program>>) -> Result<L
         return Ok(Lowered(Arc::new(lower()?)));
     }
     let key = key(plan);
-    if let Some(found) = store().programs.get(&key) {
-        return Ok(found.clone());
+    if let Some(found) = store().find(&key) {
+        return Ok(found);
     }
     // Nothing is locked meanwhile: lowering may wait for threads that look something up.
     let lowered = Lowered(Arc::new(lower()?));
@@ -93,20 +94,27 @@ pub fn of(plan: &Plan, lower: impl FnOnce() -> Result<Vec<Program>>) -> Result<L
 }
 
 impl Store {
+    fn find(&mut self, key: &str) -> Option<Lowered> {
+        self.wanted += 1;
+        let (last, found) = self.programs.get_mut(key)?;
+        *last = self.wanted;
+        Some(found.clone())
+    }
+
     fn insert(&mut self, key: String, lowered: Lowered) {
         let size = |all: &Lowered| all.iter().map(|p| p.code.len()).sum::<usize>();
         if self.keepers == 0 || self.programs.contains_key(&key) {
             return;
         }
         self.instructions += size(&lowered);
-        self.order.push_back(key.clone());
-        self.programs.insert(key, lowered);
+        self.programs.insert(key, (self.wanted, lowered));
         while self.instructions > MOST {
-            let oldest = self.order.pop_front();
-            let Some(gone) = oldest.and_then(|key| self.programs.remove(&key)) else {
+            let oldest = self.programs.iter().min_by_key(|(_, (last, _))| *last);
+            let Some(oldest) = oldest.map(|(key, _)| key.clone()) else {
                 break;
             };
-            self.instructions -= size(&gone);
+            let gone = self.programs.remove(&oldest);
+            self.instructions -= gone.map_or(0, |(_, gone)| size(&gone));
         }
     }
 }

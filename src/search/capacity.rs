@@ -125,8 +125,8 @@ pub fn of(
     let (batch, seq) = rayon::join(batch, seq);
     Ok(Capacity {
         class,
-        batch: Some(batch?),
-        seq: Some(seq?),
+        batch: Some(batch),
+        seq: Some(seq),
         model: Some(model),
     })
 }
@@ -193,56 +193,48 @@ impl Extent {
 /// The largest extent up to `end` that is planned to fit. `known` fits as the request has it.
 ///
 /// The plan that takes least is carried along first, which is cheap; then the search itself tries what lies beyond, in growing steps,
-/// until it finds nothing; what lies between is halved. So the extent found fits, and one more does not.
-fn most(
-    request: &Request,
-    class: Class,
-    known: &Candidate,
-    end: u64,
-    extent: Extent,
-) -> Result<Most> {
-    let mut low = (extent.of(request), known.clone());
-    let (mut high, mut step, mut searched) = (end.max(low.0) + 1, 1, true);
+/// until it finds nothing; what lies between is halved. So a plan was found for the extent, and for one more none.
+fn most(request: &Request, class: Class, known: &Candidate, end: u64, extent: Extent) -> Most {
+    let from = extent.of(request);
+    let end = end.max(from);
+    let carried = carried(request, class, end, extent);
+    let mut low = carried.clone().unwrap_or((from, known.clone()));
+    let (mut high, mut step, mut searched) = (end + 1, 1, carried.is_none());
     while low.0 + 1 < high {
-        if let Some(further) = carried(&extent.at(request, low.0), class, high, extent)? {
-            (low, searched) = (further, false);
-            continue;
-        }
         let next = match high > end {
             true => (low.0 + step).min(end),
             false => (low.0 + high) / 2,
         };
-        match goal::best(&extent.at(request, next), Some(class.goal()))? {
+        match planned(&extent.at(request, next), class) {
             Some(plan) => (low, step, searched) = ((next, plan), step * 2, true),
             None => high = next,
         }
     }
-    let (count, carried) = low;
+    let (count, plan) = low;
     let fastest = match searched {
         true => None,
-        false => goal::best(&extent.at(request, count), Some(class.goal()))?,
+        false => planned(&extent.at(request, count), class),
     };
-    Ok(Most {
+    Most {
         count,
         all: count >= end,
-        plan: fastest.unwrap_or(carried),
-    })
+        plan: fastest.unwrap_or(plan),
+    }
 }
 
-/// How far beyond `request` and below `high` the plan goes that takes least there; `None` where it goes no further.
-fn carried(
-    request: &Request,
-    class: Class,
-    high: u64,
-    extent: Extent,
-) -> Result<Option<(u64, Candidate)>> {
-    let Some(least) = least(request, class)? else {
-        return Ok(None);
-    };
+/// The fastest plan; none where none fits, and none where the job cannot be planned so large.
+fn planned(request: &Request, class: Class) -> Option<Candidate> {
+    goal::best(request, Some(class.goal())).unwrap_or_default()
+}
+
+/// How far beyond `request` and up to `end` the plan goes that takes least there; `None` where it goes no further.
+fn carried(request: &Request, class: Class, end: u64, extent: Extent) -> Option<(u64, Candidate)> {
+    let least = least(request, class)?;
     let fits = |count: u64, estimate: fn(&Plan) -> Result<Estimate>| {
         again(&least, &extent.at(request, count), estimate)
     };
-    let (from, mut low, mut high) = (extent.of(request), extent.of(request), high);
+    let from = extent.of(request);
+    let (mut low, mut high) = (from, end + 1);
     while low + 1 < high {
         let middle = low + (high - low) / 2;
         match fits(middle, estimate::quick) {
@@ -250,24 +242,22 @@ fn carried(
             None => high = middle,
         }
     }
-    let proved = (low > from).then(|| fits(low, estimate::proved)).flatten();
-    Ok(proved.map(|plan| (low, plan)))
+    let proved = (low > from).then(|| fits(low, estimate::proved))?;
+    proved.map(|plan| (low, plan))
 }
 
 /// The plan that takes least of what the class leaves open.
-fn least(request: &Request, class: Class) -> Result<Option<Candidate>> {
+fn least(request: &Request, class: Class) -> Option<Candidate> {
     let budget = request.job.target.budget();
-    let stages = goal::stages(request, Some(class.goal()))?;
-    let solved = |request: &Request| Problems::of(request)?.least(request, &budget);
-    let solved: Vec<Result<Option<Candidate>>> = (stages.concat()).par_iter().map(solved).collect();
-    let mut all: Vec<Candidate> = solved.into_iter().flatten().flatten().collect();
+    let stages = goal::stages(request, Some(class.goal())).ok()?;
+    let solved = |request: &Request| Problems::of(request).ok()?.least(request, &budget).ok()?;
+    let mut all: Vec<Candidate> = stages.concat().par_iter().filter_map(solved).collect();
     if class == Class::Lossy {
-        let priced = price::all(request)?.into_iter();
+        let priced = price::all(request).unwrap_or_default().into_iter();
         all.extend(priced.filter(|c| c.family.is_some() && class.goal().meets(&c.plan)));
     }
-    Ok(all
-        .into_iter()
-        .min_by_key(|c| (c.excess(&budget), c.estimate.peak.gpu)))
+    let taken = |c: &Candidate| (c.excess(&budget), c.estimate.peak.gpu);
+    all.into_iter().min_by_key(taken)
 }
 
 /// The choices of `of` in the job of `request`, where they fit as `estimate` has it.

@@ -100,10 +100,22 @@ impl FromStr for Goal {
 /// # Errors
 /// Where the job is wrong, or a fixed choice is, or is at odds with the goal.
 pub fn search(request: &Request, goal: Option<Goal>) -> Result<(Request, Answer)> {
+    answered(request, goal, true)
+}
+
+/// [`search`], with the front where it is wanted.
+///
+/// # Errors
+/// As [`search`].
+pub(super) fn answered(
+    request: &Request,
+    goal: Option<Goal>,
+    front: bool,
+) -> Result<(Request, Answer)> {
     let begin = Instant::now();
     let mut last = None;
     for stage in stages(request, goal)? {
-        let all = tried(&stage, goal)?;
+        let all = tried(&stage, goal, front)?;
         let fits = fastest(&all);
         let (request, found) = all
             .into_iter()
@@ -126,7 +138,7 @@ pub fn search(request: &Request, goal: Option<Goal>) -> Result<(Request, Answer)
 /// As [`search`].
 pub(super) fn best(request: &Request, goal: Option<Goal>) -> Result<Option<Candidate>> {
     for stage in stages(request, goal)? {
-        let all = tried(&stage, goal)?;
+        let all = tried(&stage, goal, false)?;
         if let Some(index) = fastest(&all) {
             return Ok(all.into_iter().nth(index).and_then(|(_, found)| found.best));
         }
@@ -186,9 +198,9 @@ fn adapted(request: &Request) -> Result<Vec<Request>> {
 }
 
 /// Searches all of a stage; refused only where all are.
-fn tried(stage: &[Request], goal: Option<Goal>) -> Result<Vec<(Request, Found)>> {
+fn tried(stage: &[Request], goal: Option<Goal>, front: bool) -> Result<Vec<(Request, Found)>> {
     let accepts = |plan: &Plan| goal.is_none_or(|goal| goal.meets(plan));
-    let one = |request: &Request| Ok((request.clone(), found(request, &accepts)?));
+    let one = |request: &Request| Ok((request.clone(), found(request, &accepts, front)?));
     let all: Vec<Result<(Request, Found)>> = stage.par_iter().map(one).collect();
     let (fine, refused): (Vec<_>, Vec<_>) = all.into_iter().partition(Result::is_ok);
     match refused.into_iter().find_map(Result::err) {

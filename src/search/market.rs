@@ -9,6 +9,7 @@ use crate::machine::{executor, lowered};
 use crate::plan::Request;
 use crate::spec::cost::{self, Cost, Priced, Tariff};
 use crate::spec::device::{self, Device};
+use crate::spec::job::{Backend, Precision};
 
 /// A device, with the job as it would be asked there.
 #[derive(Debug)]
@@ -82,7 +83,7 @@ impl Offer {
     }
 
     fn of(question: &Question, goal: Option<Goal>, tariff: &Tariff) -> Offer {
-        let searched = |request: &Request| goal::search(request, goal);
+        let searched = |request: &Request| goal::answered(request, goal, false);
         let answered = question.request.as_ref().map(searched);
         let found = match answered {
             Ok(Ok((_, answer))) => match answer.outcome {
@@ -106,7 +107,15 @@ impl Offer {
     }
 }
 
-/// Asks every question; `each` hears of every offer as soon as it is there, in any order. The answer is in the order of the questions.
+impl Question {
+    /// What decides which programs its plans have.
+    fn programs(&self) -> Option<(Backend, Precision)> {
+        let job = &self.request.as_ref().ok()?.job;
+        Some((job.target.backend, job.precision))
+    }
+}
+
+/// Asks every question; `each` hears of every offer as soon as it is there, in any order. The answer is the fastest first.
 ///
 /// # Errors
 /// Where every device refuses the job: what the first of them says.
@@ -117,13 +126,15 @@ pub fn survey(
     each: &(dyn Fn(&Offer) + Sync),
 ) -> Result<Vec<Offer>> {
     let _kept = lowered::keep();
-    let one = |question: &Question| {
+    // Devices with equal programs come together, and the first is asked alone: what it lowers, the others need not.
+    let mut order: Vec<&Question> = questions.iter().collect();
+    order.sort_by_key(|question| (question.request.is_err(), question.programs()));
+    let one = |question: &&Question| {
         let offer = Offer::of(question, goal, tariff);
         each(&offer);
         offer
     };
-    // The first is asked alone: what it lowers, the others need not.
-    let (first, others) = questions.split_at(questions.len().min(1));
+    let (first, others) = order.split_at(order.len().min(1));
     let mut offers: Vec<Offer> = first.iter().map(one).collect();
     offers.par_extend(others.par_iter().map(one));
     let refused = |offer: &Offer| matches!(offer.found, Verdict::Refused(_));
@@ -131,6 +142,7 @@ pub fn survey(
         return Err(first_refusal(questions, goal));
     }
     lead(&mut offers);
+    sort(&mut offers, Key::Speed);
     Ok(offers)
 }
 

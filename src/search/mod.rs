@@ -124,7 +124,7 @@ pub struct Answer {
 /// # Errors
 /// Where the job or a fixed choice is wrong.
 pub fn search(request: &Request) -> Result<Answer> {
-    found(request, &|_| true)?.answer(request)
+    found(request, &|_| true, true)?.answer(request)
 }
 
 /// What a search found, before anything is said of what does not fit.
@@ -143,12 +143,15 @@ struct Found {
     begin: Instant,
 }
 
-/// Searches among the plans that `accepts` takes.
-fn found(request: &Request, accepts: &dyn Fn(&Plan) -> bool) -> Result<Found> {
+/// Searches among the plans that `accepts` takes; with the front where it is wanted.
+fn found(request: &Request, accepts: &dyn Fn(&Plan) -> bool, front: bool) -> Result<Found> {
     let begin = Instant::now();
     let budget = request.job.target.budget();
     let mut considered = price::all(request)?;
-    let solved = solve::solve(request, &budget)?;
+    let solved = match front {
+        true => solve::solve(request, &budget)?,
+        false => solve::within(&problem::Problems::of(request)?, request, &budget)?,
+    };
     considered.extend(solved.candidates);
     considered.retain(|c| accepts(&c.plan));
     Ok(Found {

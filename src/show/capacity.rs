@@ -116,7 +116,7 @@ fn notes(page: &Page) -> String {
             page.models
         ),
     };
-    let what = "Batch and length are the largest that a plan was found for; one more does not fit. (all): the model takes no longer sequence, or no more were tried.";
+    let what = "Batch and length are the largest that a plan was found for; for one more none was. (all): the model takes no longer sequence, or no more were tried.";
     labelled("", &format!("{among}. {what}"), 0)
 }
 
