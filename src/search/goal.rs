@@ -115,7 +115,11 @@ pub(super) fn answered(
     let begin = Instant::now();
     let mut last = None;
     for stage in stages(request, goal)? {
-        let all = tried(&stage, goal, front)?;
+        let all = match tried(&stage, goal, front) {
+            // What cannot be adapted does not fit in full either.
+            Err(_) if last.is_some() => break,
+            all => all?,
+        };
         let fits = fastest(&all);
         let (request, found) = all
             .into_iter()
