@@ -3,9 +3,12 @@
 mod bench;
 mod calibrate;
 mod compare;
+mod cost;
 mod estimate;
 mod explain;
 mod files;
+mod fit;
+mod gpus;
 mod job;
 mod list;
 mod place;
@@ -18,7 +21,7 @@ mod trace;
 mod trial;
 mod validate;
 
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -51,6 +54,10 @@ struct Cli {
 enum Command {
     /// Find the fastest plan that fits
     Plan(Box<plan::Args>),
+    /// Compare all devices known by name for a job: whether it fits, how fast, at what cost
+    Gpus(Box<gpus::Args>),
+    /// Find the largest model, batch and sequence that a device can train
+    Fit(Box<fit::Args>),
     /// Train by a plan
     Run(Box<run::Args>),
     /// Try several methods on your model and text, and take the cheapest that learns as well
@@ -120,6 +127,8 @@ pub fn main() -> ExitCode {
 fn run(cli: &Cli) -> Result<Answer> {
     match &cli.command {
         Command::Plan(args) => plan::plan(args),
+        Command::Gpus(args) => gpus::gpus(args, cli.json),
+        Command::Fit(args) => fit::fit(args, cli.json),
         Command::Run(args) => run::run(args, cli.json),
         Command::Trial(args) => trial::trial(args, cli.json),
         Command::Estimate(args) => estimate::estimate(args),
@@ -171,6 +180,26 @@ fn print(text: &str) {
 /// Prints to the error stream; where that is gone too there is nobody to tell.
 pub fn complain(text: &str) {
     let _ = std::io::stderr().write_all(text.as_bytes());
+}
+
+/// Columns for an answer: those of the terminal it goes to, or else of a page.
+pub fn width() -> usize {
+    let out = std::io::stdout();
+    let size = out.is_terminal().then(ratatui::crossterm::terminal::size);
+    match size {
+        Some(Ok((columns, _))) if columns > 0 => usize::from(columns),
+        _ => memfit::show::WIDTH,
+    }
+}
+
+/// What is being done, on the error stream, for work of unknown length; or nothing where the answer is for programs.
+pub fn steps(quiet: bool) -> indicatif::ProgressBar {
+    let bar = match quiet {
+        true => indicatif::ProgressBar::hidden(),
+        false => indicatif::ProgressBar::new_spinner(),
+    };
+    bar.enable_steady_tick(std::time::Duration::from_millis(200));
+    bar
 }
 
 /// A bar on the error stream for long work, or nothing where the answer is for programs.

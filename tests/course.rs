@@ -115,7 +115,7 @@ fn columns_keep_the_peak_and_cover_the_step() {
 #[test]
 fn moments_never_fall_and_allocations_precede_what_uses_them() {
     for (name, plan) in plans() {
-        for program in estimate::stepping(&plan).unwrap() {
+        for program in &estimate::stepping(&plan).unwrap() {
             let timeline = simulate(&program, &plan).unwrap();
             let moments = moments(&program, &timeline);
             assert_eq!(moments.len(), program.code.len());

@@ -34,6 +34,7 @@ mod job;
 mod learning;
 mod low_memory;
 mod lsp_offload;
+mod market;
 mod models;
 mod ops_activation;
 mod ops_attention;

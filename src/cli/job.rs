@@ -70,8 +70,8 @@ impl JobArgs {
         let from = |of: fn(&JobText) -> &String| base.map(|b| of(b).clone());
         let gpu = self.gpu.clone().or_else(|| from(|b| &b.gpu));
         let gpu = gpu.ok_or_else(|| missing("--gpu", "such as --gpu 24GB or --gpu rtx-4090"))?;
-        let model = self.model.clone().or_else(|| from(|b| &b.model));
-        let model = model.ok_or_else(|| missing("--model", "such as --model llama-3.1-8b"))?;
+        let model = from(|b| &b.model).filter(|_| self.model.is_none());
+        let model = model.map_or_else(|| self.model(), Ok)?;
         let optimizer = self.optimizer.clone().or_else(|| from(|b| &b.optimizer));
         let seq = self.seq.or(base.map(|b| b.seq));
         let precision = match (&self.precision, base) {
@@ -80,13 +80,31 @@ impl JobArgs {
             (None, None) => Precision::default_for(&device::find(&gpu)?),
         };
         Ok(JobText {
-            seq: seq.map_or_else(|| longest(&model), Ok)?,
+            seq: seq.map_or_else(|| self.positions(&model), Ok)?,
             batch: self.batch.or(base.map(|b| b.batch)).unwrap_or(1),
             precision,
             optimizer: optimizer.unwrap_or_else(|| "adamw".into()),
             gpu,
             model,
         })
+    }
+
+    /// The model that is given.
+    ///
+    /// # Errors
+    /// Where none is.
+    pub fn model(&self) -> Result<String> {
+        let model = self.model.clone();
+        model.ok_or_else(|| missing("--model", "such as --model llama-3.1-8b"))
+    }
+
+    /// Tokens of a sequence: as given, or the usual ones, or the longest of `model` where that is shorter.
+    ///
+    /// # Errors
+    /// Where the model is unknown.
+    pub fn positions(&self, model: &str) -> Result<u64> {
+        let usual = || Ok(SEQ.min(catalog::open(model)?.max_positions));
+        self.seq.map_or_else(usual, Ok)
     }
 
     /// The machine: what is given, else what `base` says.
@@ -184,11 +202,6 @@ impl JobArgs {
             )
         })
     }
-}
-
-/// The usual sequence, or the model's longest where that is shorter.
-fn longest(model: &str) -> Result<u64> {
-    Ok(SEQ.min(catalog::open(model)?.max_positions))
 }
 
 fn missing(flag: &str, example: &str) -> Error {

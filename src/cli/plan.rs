@@ -6,14 +6,17 @@ use memfit::error::{Error, Result};
 use memfit::machine;
 use memfit::plan::file::PlanFile;
 use memfit::program::caching_allocator::AllocatorConfig;
+use memfit::search::goal::{self, Goal};
 use memfit::search::{self, Candidate, Outcome};
 use memfit::show::job::Asked;
-use memfit::show::{json, pytorch, text};
+use memfit::show::{json, money, pytorch, text};
+use memfit::spec::cost::{Cost, Tariff};
 use memfit::spec::job::{Job, Precision};
 use memfit::spec::model::Head;
 use memfit::spec::torch::{Task, TorchDtype, TorchOptions};
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use super::cost::CostArgs;
 use super::job::JobArgs;
 use super::{Answer, DONE, MISFIT, complain, files};
 
@@ -22,6 +25,8 @@ use super::{Answer, DONE, MISFIT, complain, files};
 pub struct Args {
     #[command(flatten)]
     pub(super) job: JobArgs,
+    #[command(flatten)]
+    pub(super) cost: CostArgs,
     /// Who trains: memfit's own executor, or PyTorch's eager mode with Hugging Face code
     #[arg(long, value_enum, default_value = "memfit")]
     pub(super) engine: Engine,
@@ -54,8 +59,9 @@ pub fn plan(args: &Args) -> Result<Answer> {
         let why = "options of PyTorch are nothing to memfit's own engine";
         return Err(Error::value("--torch", text, why, "add --engine torch"));
     }
+    let (goal, tariff) = (args.cost.goal()?, args.cost.tariff()?);
     let (request, asked) = args.job.request()?;
-    let answer = search::search(&request)?;
+    let (request, answer) = goal::search(&request, goal)?;
     let status = match (&answer.outcome, &args.output) {
         (Outcome::Fits(best), Some(path)) => {
             files::write(path, &saved(best, &asked)?)?;
@@ -72,11 +78,30 @@ pub fn plan(args: &Args) -> Result<Answer> {
     let (line, other) = with_pytorch(&request.job);
     let mut json = json::plan(&answer, &asked);
     json["pytorch"] = other;
+    json["goal"] = json!(goal.map(Goal::name));
+    let (money, cost) = cost(&answer, &tariff);
+    json["cost"] = cost;
     Ok(Answer {
-        text: format!("{}\n{line}", text::plan(&answer, &request, &asked)),
+        text: format!("{}\n{money}{line}", text::plan(&answer, &request, &asked)),
         json,
         status,
     })
+}
+
+/// What training by the plan that was found costs, in lines and for programs.
+fn cost(answer: &search::Answer, tariff: &Tariff) -> (String, Value) {
+    let Outcome::Fits(best) = &answer.outcome else {
+        return (String::new(), Value::Null);
+    };
+    let (device, speed) = (
+        &best.plan.job.target.device,
+        best.estimate.tokens_per_second,
+    );
+    let cost = Cost::of(device, speed, tariff);
+    match money::section(&cost, device, speed, tariff) {
+        none if none.is_empty() => (none, Value::Null),
+        said => (format!("{said}\n"), money::json(&cost, device, tariff)),
+    }
 }
 
 /// What the same model, batch, length and precision would take with the other engine, in a line and for programs.

@@ -1,8 +1,11 @@
 //! `memfit plan --engine torch`: the fastest options of PyTorch that fit, and the flags that set them.
 
 use memfit::error::{Error, Result};
-use memfit::search::torch::{self, TorchOutcome, TorchRequest};
+use memfit::search::torch::{self, Chosen, TorchOutcome, TorchRequest};
+use memfit::show::money;
 use memfit::show::torch_plan::{self, Page};
+use memfit::spec::cost::{Cost, Tariff};
+use memfit::spec::device::Device;
 use memfit::spec::job::Precision;
 use memfit::spec::model::Head;
 use memfit::spec::torch::{Task, TorchDtype, TorchOptions};
@@ -22,6 +25,7 @@ pub fn plan(args: &Args) -> Result<Answer> {
         let next = "decide options of PyTorch with --torch, such as --torch checkpointing=full";
         return Err(Error::value("--fix", fix, why, next));
     }
+    let tariff = cost(args)?;
     let text = args.job.text(None)?;
     let model = catalog::open(&text.model)?;
     let given = TorchOptions::pairs(&args.torch.join(","))?;
@@ -62,11 +66,37 @@ pub fn plan(args: &Args) -> Result<Answer> {
         written: &written,
     };
     let status = save(args, &answer.outcome, &written)?;
-    Ok(Answer {
-        text: torch_plan::text(&page),
-        json: torch_plan::json(&page),
-        status,
-    })
+    let mut json = torch_plan::json(&page);
+    let mut text = torch_plan::text(&page);
+    if status == DONE {
+        let (lines, cost) = money(chosen, &request.device, &tariff);
+        text += &lines;
+        json["cost"] = cost;
+    }
+    Ok(Answer { text, json, status })
+}
+
+/// What cost is reckoned with. A goal is refused: options say it.
+fn cost(args: &Args) -> Result<Tariff> {
+    let why = "with --engine torch options say what is trained";
+    let next = "write --allow lossy --torch lora.r=16 for LoRA, or leave it out";
+    match args.cost.goal()? {
+        Some(goal) => Err(Error::value("--goal", goal.name(), why, next)),
+        None => args.cost.tariff(),
+    }
+}
+
+/// What training by the chosen options costs, in lines and for programs.
+fn money(chosen: &Chosen, device: &Device, tariff: &Tariff) -> (String, Value) {
+    let Some(step) = &chosen.answer.speed else {
+        return (String::new(), Value::Null);
+    };
+    let speed = step.tokens_per_second;
+    let cost = Cost::of(device, speed, tariff);
+    match money::section(&cost, device, speed, tariff) {
+        none if none.is_empty() => (none, Value::Null),
+        said => (format!("\n{said}"), money::json(&cost, device, tariff)),
+    }
 }
 
 fn save(args: &Args, outcome: &TorchOutcome, written: &trainer::Written) -> Result<u8> {

@@ -6,10 +6,15 @@ use memfit::error::{Error, Result};
 use memfit::machine::rows;
 use memfit::machine::trial::{Outcome, Row, chosen};
 use memfit::plan::Choice;
-use memfit::show::trial;
+use memfit::search::goal::Goal;
+use memfit::show::{money, trial};
+use memfit::spec::cost::{Cost, Tariff};
+use memfit::spec::device;
+use serde_json::Value;
 
+use super::cost::CostArgs;
 use super::run::{self, Begun};
-use super::{Answer, DONE, MISFIT, complain};
+use super::{Answer, DONE, MISFIT, complain, files};
 
 /// Saves of a candidate's run, so that an interrupted one loses little.
 const SAVES: u64 = 10;
@@ -17,9 +22,12 @@ const SAVES: u64 = 10;
 /// Arguments of `trial`.
 #[derive(Debug, clap::Args)]
 #[group(skip)]
+#[command(mut_arg("goal", |arg| arg.help("Candidates that are run: full (those that train all parameters), lora (those that train low-rank adapters) or any [default: any]")))]
 pub struct Args {
     #[command(flatten)]
     run: run::Args,
+    #[command(flatten)]
+    cost: CostArgs,
     /// Methods to try: names of techniques and recipes as --fix takes them, joined by +, each with lr=RATE where it wants its own
     #[arg(
         long,
@@ -46,6 +54,7 @@ struct Candidate {
 /// Where a candidate's text is wrong, or a run fails; after an interruption, naming the last save.
 pub fn trial(args: &Args, json: bool) -> Result<Answer> {
     let tolerance = share(&args.max_loss)?;
+    let (goal, tariff) = (args.cost.goal()?.unwrap_or(Goal::Any), args.cost.tariff()?);
     let candidates = candidates(&args.candidates)?;
     let folder = args
         .run
@@ -56,7 +65,7 @@ pub fn trial(args: &Args, json: bool) -> Result<Answer> {
     let file = folder.join("trial.jsonl");
     let mut done: Vec<Row> = Vec::new();
     for (number, candidate) in candidates.iter().enumerate() {
-        let settings = settings(&args.run, candidate);
+        let settings = settings(&args.run, candidate, goal);
         let known = rows::read(&file)?
             .into_iter()
             .find(|row: &Row| row.settings == settings);
@@ -71,7 +80,7 @@ pub fn trial(args: &Args, json: bool) -> Result<Answer> {
         let row = match known {
             Some(row) => row,
             None => {
-                let row = one(&args.run, candidate, &folder, settings, json)?;
+                let row = one((&args.run, goal), candidate, &folder, settings, json)?;
                 rows::append(&file, &row.candidate, &row)?;
                 row
             }
@@ -79,16 +88,21 @@ pub fn trial(args: &Args, json: bool) -> Result<Answer> {
         done.push(row);
     }
     let chosen = chosen(&done, tolerance);
+    let (money, costs) = costs(&args.run, &done, &tariff)?;
+    let mut json = trial::json(&done, chosen, tolerance);
+    for (at, cost) in costs.into_iter().enumerate() {
+        json["candidates"][at]["cost"] = cost;
+    }
     Ok(Answer {
-        text: trial::text(&done, chosen, tolerance),
-        json: trial::json(&done, chosen, tolerance),
+        text: trial::text(&done, chosen, tolerance) + &money,
+        json,
         status: if chosen.is_some() { DONE } else { MISFIT },
     })
 }
 
 /// A candidate's run, from its last save where there is one.
 fn one(
-    base: &run::Args,
+    (base, goal): (&run::Args, Goal),
     candidate: &Candidate,
     folder: &Path,
     settings: String,
@@ -126,11 +140,38 @@ fn one(
         }
         Err(error) => return Err(error),
     };
+    if !goal.meets(&begun.planned) {
+        let why = format!("it does not train what --goal {} asks for", goal.name());
+        return Ok(row(Outcome::Refused { why }));
+    }
     if begun.session.done() == 0 {
         begun.session.evaluate()?;
     }
     run::train(&args, &mut begun.session, quiet)?;
     Ok(row(Outcome::of(&begun.session, &begun.planned)?))
+}
+
+/// What training by each candidate would cost on the device, in lines and for programs; nothing where nothing was asked about it.
+fn costs(run: &run::Args, rows: &[Row], tariff: &Tariff) -> Result<(String, Vec<Value>)> {
+    if *tariff == Tariff::default() {
+        return Ok((String::new(), Vec::new()));
+    }
+    let base = run.plan.as_deref().map(files::open).transpose()?;
+    let text = run.job.text(base.as_ref().map(|file| &file.job))?;
+    let device = device::find(&text.gpu)?;
+    let (mut said, mut costs) = (String::new(), Vec::new());
+    for row in rows {
+        let Some(ran) = row.ran() else {
+            costs.push(Value::Null);
+            continue;
+        };
+        let speed = (text.batch * text.seq) as f64 / ran.device_step.0;
+        let cost = Cost::of(&device, speed, tariff);
+        let section = money::section(&cost, &device, speed, tariff);
+        said += &format!("\n{} on {}\n{section}", row.candidate, device.name);
+        costs.push(money::json(&cost, &device, tariff));
+    }
+    Ok((said, costs))
 }
 
 /// The verdict of an answer: its lines that say what does not fit.
@@ -142,7 +183,7 @@ fn first_lines(text: &str) -> String {
 }
 
 /// What a row was made with: a row made with the same is not made again.
-fn settings(args: &run::Args, candidate: &Candidate) -> String {
+fn settings(args: &run::Args, candidate: &Candidate, goal: Goal) -> String {
     let run::Args {
         steps,
         seed,
@@ -155,8 +196,12 @@ fn settings(args: &run::Args, candidate: &Candidate) -> String {
         weight_decay,
         ..
     } = args;
+    let goal = match goal {
+        Goal::Any => String::new(),
+        goal => format!(" goal {}", goal.name()),
+    };
     format!(
-        "{:?} {candidate:?} lr {} {steps} {seed} {warmup} {schedule:?} {data:?} {tokenizer:?} {eval:?} {weights:?} {weight_decay:?}",
+        "{:?} {candidate:?} lr {} {steps} {seed} {warmup} {schedule:?} {data:?} {tokenizer:?} {eval:?} {weights:?} {weight_decay:?}{goal}",
         args.job, args.lr
     )
 }

@@ -300,3 +300,18 @@ impl Builder<'_> {
         Ok(())
     }
 }
+
+/// Parameters of a model, counted in its graph.
+pub fn parameters(model: &ModelSpec) -> u64 {
+    let options = Options {
+        dtype: DType::F32,
+        batch: 1,
+        seq: model.max_positions.clamp(1, 4),
+        training: false,
+    };
+    let count = |built: Forward| {
+        let each = built.parameters.iter();
+        each.map(|&p| built.step.type_of(p).elements()).sum()
+    };
+    forward(model, options).map_or(0, count)
+}

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::lowered::{self, Lowered};
 use super::sim::Sim;
 use super::timeline::Timeline;
 use crate::error::Result;
@@ -73,10 +74,12 @@ pub fn quick(plan: &Plan) -> Result<Estimate> {
 ///
 /// # Errors
 /// Where a choice cannot be applied.
-pub fn stepping(plan: &Plan) -> Result<Vec<Program>> {
-    let mut set = plan.training_steps()?;
-    set.steps.retain(|(when, _)| per_step(*when, None) > 0.0);
-    programs(set, plan.job.target.backend)
+pub fn stepping(plan: &Plan) -> Result<Lowered> {
+    lowered::of(plan, || {
+        let mut set = plan.training_steps()?;
+        set.steps.retain(|(when, _)| per_step(*when, None) > 0.0);
+        programs(set, plan.job.target.backend)
+    })
 }
 
 /// The estimate of `plan` from all its programs, each proved by the checker.

@@ -7,6 +7,7 @@ pub mod composition;
 pub mod cpu;
 pub mod estimate;
 pub mod learning;
+pub mod lowered;
 pub mod measure;
 pub mod micro;
 pub mod probe;
@@ -22,7 +23,13 @@ pub mod validate;
 use crate::error::Result;
 use crate::graph::Stream;
 use crate::program::{BufferId, EventId, Instr, Program, Span};
+use crate::spec::device::Device;
 use timeline::Timeline;
+
+/// The machine of ours that could execute on `device`; `None` where there are no kernels for it: a plan is then only a plan.
+pub fn executor(device: &Device) -> Option<&'static str> {
+    device.threads.map(|_| "cpu")
+}
 
 /// What a machine does with each instruction. It may queue work; [`Machine::finish`] waits for all of it.
 pub trait Machine {

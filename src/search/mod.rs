@@ -1,10 +1,13 @@
 //! Which plan: candidates over the whole range of memory, and the fastest of those that fit.
 
 pub mod baselines;
+pub mod capacity;
 pub mod families;
 pub mod front;
+pub mod goal;
 pub mod grid;
 pub mod layers;
+pub mod market;
 pub mod menu;
 mod milp;
 pub mod misfit;
@@ -124,45 +127,83 @@ pub struct Answer {
 /// # Errors
 /// Where the job or a fixed choice is wrong.
 pub fn search(request: &Request) -> Result<Answer> {
+    found(request, &|_| true, true)?.answer(request)
+}
+
+/// What a search found, before anything is said of what does not fit.
+struct Found {
+    /// Everything that was considered, the baselines first.
+    considered: Vec<Candidate>,
+    /// The fastest that fits, proved.
+    best: Option<Candidate>,
+    /// No plan of the class is faster.
+    bound: Option<Seconds>,
+    /// The fastest step within less and more memory.
+    front: Vec<front::Point>,
+    /// What every plan had to stay within.
+    budget: Budget,
+    /// When it began.
+    begin: Instant,
+}
+
+/// Searches among the plans that `accepts` takes; with the front where it is wanted.
+fn found(request: &Request, accepts: &dyn Fn(&Plan) -> bool, front: bool) -> Result<Found> {
     let begin = Instant::now();
     let budget = request.job.target.budget();
     let mut considered = price::all(request)?;
-    let solved = outer::solve(request, &budget)?;
+    let solved = outer::solve(request, &budget, front)?;
     considered.extend(solved.candidates);
+    considered.retain(|c| accepts(&c.plan));
+    Ok(Found {
+        best: fastest(&considered, &budget)?,
+        considered,
+        bound: solved.bound,
+        front: solved.front,
+        budget,
+        begin,
+    })
+}
+
+/// The fastest of `considered` that fits, lowered whole and proved.
+fn fastest(considered: &[Candidate], budget: &Budget) -> Result<Option<Candidate>> {
     let mut order: Vec<&Candidate> = considered.iter().collect();
     // Equal times go to the plan that takes less, then to the earlier one.
     let taken = |c: &Candidate| c.estimate.peak.host + c.estimate.peak.pinned;
     let price = |c: &Candidate| (c.estimate.step.0.to_bits(), c.estimate.peak.gpu, taken(c));
     // What changes results is taken only where nothing else fits.
     order.sort_by_key(|c| (c.family.is_some(), price(c)));
-    let mut best = None;
-    for candidate in order.into_iter().filter(|c| c.may_fit(&budget)) {
+    for candidate in order.into_iter().filter(|c| c.may_fit(budget)) {
         let proved = Candidate {
             estimate: estimate::proved(&candidate.plan)?,
             exact: true,
             ..candidate.clone()
         };
-        if proved.fits(&budget) {
-            best = Some(proved);
-            break;
+        if proved.fits(budget) {
+            return Ok(Some(proved));
         }
     }
-    let bound = |best: &Candidate| best.bound.or(solved.bound);
-    let certificate = best
-        .as_ref()
-        .and_then(|best| Some(certificate(best, bound(best)?)));
-    let outcome = match best {
-        Some(best) => Outcome::Fits(Box::new(best)),
-        None => misfit::explain(request, &budget, &considered)?,
-    };
-    Ok(Answer {
-        outcome,
-        considered,
-        certificate,
-        front: solved.front,
-        budget,
-        seconds: Seconds(begin.elapsed().as_secs_f64()),
-    })
+    Ok(None)
+}
+
+impl Found {
+    /// The answer to `request`; where nothing fits, with the reasons.
+    fn answer(self, request: &Request) -> Result<Answer> {
+        let bound = |best: &Candidate| best.bound.or(self.bound);
+        let best = self.best.as_ref();
+        let certificate = best.and_then(|best| Some(certificate(best, bound(best)?)));
+        let outcome = match self.best {
+            Some(best) => Outcome::Fits(Box::new(best)),
+            None => misfit::explain(request, &self.budget, &self.considered)?,
+        };
+        Ok(Answer {
+            outcome,
+            considered: self.considered,
+            certificate,
+            front: self.front,
+            budget: self.budget,
+            seconds: Seconds(self.begin.elapsed().as_secs_f64()),
+        })
+    }
 }
 
 /// The answer that `plan`, proved to take `estimate`, is to `request`, which asks for its job: beside it stand the plans everybody knows and the front, but
@@ -176,6 +217,7 @@ pub fn of_plan(request: &Request, plan: &Plan, name: &str, estimate: Estimate) -
     let own = Candidate {
         name: name.to_string(),
         family: None,
+        bound: None,
         plan: plan.clone(),
         exact: true,
         proposed: estimate.step,

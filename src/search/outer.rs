@@ -14,17 +14,18 @@ use crate::spec::job::Budget;
 /// Steps within this of what their compute alone takes leave nothing for micro-batches to gain.
 const BARE: f64 = 1.01;
 
-/// Solves `request` as it is, in micro-batches where that may be faster, and by lossy methods where they are allowed.
+/// Solves `request` as it is, in micro-batches where that may be faster, and by lossy methods where they are allowed; with a `front` where
+/// that is asked for.
 ///
 /// # Errors
 /// Where the job or a fixed choice is wrong.
-pub fn solve(request: &Request, budget: &Budget) -> Result<Solved> {
+pub fn solve(request: &Request, budget: &Budget, front: bool) -> Result<Solved> {
     let of_family = |family: &'static Family| {
-        let solved = divided(&families::request(family, request)?, budget)?;
+        let solved = divided(&families::request(family, request)?, budget, front)?;
         Ok(named(solved, family.name, Some(family)))
     };
     let (own, lossy) = rayon::join(
-        || divided(request, budget),
+        || divided(request, budget, front),
         || {
             let open = families::open(request).into_par_iter();
             open.map(of_family).collect::<Vec<Result<Solved>>>()
@@ -39,8 +40,8 @@ pub fn solve(request: &Request, budget: &Budget) -> Result<Solved> {
 }
 
 /// Solves `request` whole, then in twice as many micro-batches each time, while that is faster or nothing fits.
-fn divided(request: &Request, budget: &Budget) -> Result<Solved> {
-    let mut all = solve::solve(request, budget)?;
+fn divided(request: &Request, budget: &Budget, front: bool) -> Result<Solved> {
+    let mut all = solve::solve(request, budget, front)?;
     let open = may_choose(request, "accumulate");
     let batch = request.job.batch;
     let parts = std::iter::successors(Some(2), |parts| Some(parts * 2));
@@ -56,7 +57,7 @@ fn divided(request: &Request, budget: &Budget) -> Result<Solved> {
         }
         let mut divided = request.clone();
         divided.fixed.push(choice);
-        let Ok(more) = solve::solve(&divided, budget) else {
+        let Ok(more) = solve::solve(&divided, budget, front) else {
             break;
         };
         let gains = match (fastest, self::fastest(&more.candidates, budget)) {

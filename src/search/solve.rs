@@ -47,17 +47,17 @@ const LEAST: usize = 4;
 /// The part of an excess that is held back where what was counted too little is held back already.
 const STEP: f64 = 0.5;
 
-/// Solves `request` within `budget`.
+/// Solves `request` within `budget`, with its `front` where that is asked for.
 ///
 /// # Errors
 /// Where no home of the states can be planned.
-pub fn solve(request: &Request, budget: &Budget) -> Result<Solved> {
+pub fn solve(request: &Request, budget: &Budget, front: bool) -> Result<Solved> {
     let problems = Problems::of(request)?;
-    let solved = within(&problems, request, budget)?;
-    Ok(Solved {
-        front: front::of(&problems, budget),
-        ..solved
-    })
+    let mut solved = within(&problems, request, budget)?;
+    if front {
+        solved.front = front::of(&problems, budget);
+    }
+    Ok(solved)
 }
 
 /// Solves the `problems` of `request` within `budget`, without their front.

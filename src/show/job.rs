@@ -5,13 +5,11 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 
 use super::table::labelled;
-use crate::graph::build::{self, Options};
-use crate::graph::tensor::DType;
+pub use crate::graph::build::parameters;
 use crate::plan::Plan;
 use crate::plan::file::JobText;
 use crate::spec::device::Device;
 use crate::spec::job::{Host, Target};
-use crate::spec::model::ModelSpec;
 use crate::spec::units::{show_count, show_rate};
 
 /// Columns of the labels in front of the lines about a job.
@@ -37,21 +35,6 @@ pub struct Assumption {
     pub value: Value,
     /// The value in words.
     pub text: String,
-}
-
-/// Parameters of a model, counted in its graph.
-pub fn parameters(model: &ModelSpec) -> u64 {
-    let options = Options {
-        dtype: DType::F32,
-        batch: 1,
-        seq: model.max_positions.clamp(1, 4),
-        training: false,
-    };
-    let count = |forward: build::Forward| {
-        let each = forward.parameters.iter();
-        each.map(|&p| forward.step.type_of(p).elements()).sum()
-    };
-    build::forward(model, options).map_or(0, count)
 }
 
 /// The values of the machine beside those given.

@@ -1,6 +1,7 @@
 //! Answers for people and for programs: text, JSON, pages and traces, built here and printed elsewhere.
 
 pub mod alternatives;
+pub mod capacity;
 pub mod choice;
 pub mod comparison;
 pub mod course;
@@ -13,8 +14,10 @@ pub mod job;
 pub mod json;
 pub mod learning;
 pub mod lists;
+pub mod market;
 pub mod measured;
 pub mod memory;
+pub mod money;
 pub mod plot;
 pub mod pytorch;
 pub mod report;

@@ -14,8 +14,10 @@ pub enum Column {
     Left,
     /// Numbers.
     Right,
-    /// Text that is wrapped where the table would be too wide; at most one.
+    /// Text that is wrapped where the table would be too wide; at most one that gives way.
     Wrapped,
+    /// Text that is cut short where the table would be too wide; at most one that gives way.
+    Shortened,
 }
 
 /// Rows of cells under heads.
@@ -25,6 +27,8 @@ pub struct Table {
     rows: Vec<Vec<String>>,
     heads: bool,
     indent: usize,
+    width: usize,
+    gives_way: Vec<usize>,
 }
 
 impl Table {
@@ -35,7 +39,21 @@ impl Table {
             rows: Vec::new(),
             heads: false,
             indent: 0,
+            width: WIDTH,
+            gives_way: Vec::new(),
         }
+    }
+
+    /// No wider than so many columns.
+    pub fn within(mut self, width: usize) -> Table {
+        self.width = width;
+        self
+    }
+
+    /// With columns that are left out where the table would be too wide: by their numbers, the first to go first.
+    pub fn gives_way(mut self, columns: &[usize]) -> Table {
+        self.gives_way = columns.to_vec();
+        self
     }
 
     /// With a row of heads; given before any other row.
@@ -59,6 +77,35 @@ impl Table {
 
     /// The table as lines.
     pub fn render(&self) -> String {
+        let mut table = self.clone();
+        for (gone, &column) in self.gives_way.iter().enumerate() {
+            if table.taken() <= self.width {
+                break;
+            }
+            let before = self.gives_way[..gone]
+                .iter()
+                .filter(|&&other| other < column);
+            table.remove(column - before.count());
+        }
+        table.lay_out()
+    }
+
+    /// Columns it takes.
+    fn taken(&self) -> usize {
+        self.widths().iter().sum::<usize>()
+            + GAP * self.columns.len().saturating_sub(1)
+            + self.indent
+    }
+
+    /// Leaves a column out.
+    fn remove(&mut self, column: usize) {
+        self.columns.remove(column);
+        for row in self.rows.iter_mut().filter(|row| row.len() > column) {
+            row.remove(column);
+        }
+    }
+
+    fn lay_out(&self) -> String {
         let widths = self.widths();
         let mut text = String::new();
         for (index, row) in self.rows.iter().enumerate() {
@@ -82,8 +129,9 @@ impl Table {
         let widest = |at: usize| self.rows.iter().map(|r| cell(r, at)).max().unwrap_or(0);
         let mut widths: Vec<usize> = (0..self.columns.len()).map(widest).collect();
         let gaps = GAP * self.columns.len().saturating_sub(1) + self.indent;
-        let over = (widths.iter().sum::<usize>() + gaps).saturating_sub(WIDTH);
-        if let Some(at) = self.columns.iter().position(|c| *c == Column::Wrapped) {
+        let over = (widths.iter().sum::<usize>() + gaps).saturating_sub(self.width);
+        let yields = |c: &Column| matches!(c, Column::Wrapped | Column::Shortened);
+        if let Some(at) = self.columns.iter().position(yields) {
             let kept = widths[at].saturating_sub(over);
             widths[at] = kept.max(NARROWEST.min(widths[at]));
         }
@@ -101,6 +149,7 @@ impl Table {
                 let text = row.get(at).map_or("", String::as_str);
                 match column {
                     Column::Wrapped => wrap(text, width),
+                    Column::Shortened => vec![shortened(text, width)],
                     _ => vec![text.to_string()],
                 }
             })
@@ -130,6 +179,18 @@ fn pad(text: &str, width: usize, column: Column) -> String {
     match column {
         Column::Right => format!("{space}{text}"),
         _ => format!("{text}{space}"),
+    }
+}
+
+/// A text of at most `width` columns, with an ellipsis where it was longer.
+fn shortened(text: &str, width: usize) -> String {
+    match length(text) > width {
+        true => text
+            .chars()
+            .take(width.saturating_sub(1))
+            .chain(['…'])
+            .collect(),
+        false => text.to_string(),
     }
 }
 
@@ -181,6 +242,40 @@ mod tests {
         let text = table.render();
         assert!(text.lines().count() > 4);
         assert!(text.lines().all(|l| l.chars().count() <= WIDTH));
+    }
+
+    #[test]
+    fn a_table_leaves_columns_out_until_it_fits_a_terminal() {
+        let columns = [
+            Column::Left,
+            Column::Right,
+            Column::Right,
+            Column::Shortened,
+        ];
+        let table = |width: usize| {
+            let heads = ["name", "first to go", "second to go", "rest"];
+            let mut table = Table::new(&columns)
+                .within(width)
+                .gives_way(&[1, 2])
+                .heads(&heads);
+            table.row(vec![
+                "a name".into(),
+                "1".into(),
+                "2".into(),
+                "word ".repeat(20),
+            ]);
+            table.render()
+        };
+        for width in [40, 50, 60, 80, 200] {
+            assert!(
+                table(width).lines().all(|l| length(l) <= width),
+                "{}",
+                table(width)
+            );
+        }
+        assert!(table(200).contains("first") && !table(200).contains('…'));
+        assert!(!table(50).contains("first") && table(50).contains("second"));
+        assert!(!table(40).contains("second") && table(40).contains('…'));
     }
 
     #[test]

@@ -162,6 +162,12 @@ impl Device {
             .saturating_sub(Bytes(slabs))
     }
 
+    /// The price of the first of `kinds` that one is known of.
+    pub fn price_of(&self, kinds: &[&str]) -> Option<&Price> {
+        let of = |kind: &&str| self.price.iter().find(|price| price.kind == **kind);
+        kinds.iter().find_map(of)
+    }
+
     /// Reads the text of a device file; `origin` names it in errors.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 
 pub mod catalog;
 pub mod config;
+pub mod cost;
 pub mod device;
 pub mod job;
 pub mod model;

@@ -180,9 +180,50 @@ pub fn parse_rate(what: &str, text: &str) -> Result<f64> {
     }
 }
 
-/// Prints a count as people say it: 6.74B, 124M, 812K.
+/// Reads a count such as `1B`, `500M`, `2.5T`, `10k` or `1000000`.
+///
+/// # Errors
+/// Where the number or the unit cannot be read, or the count is not from 1 to 2^63.
+pub fn parse_count(what: &str, text: &str) -> Result<u64> {
+    let next = "write a number and a unit, such as 500M, 1B or 2T";
+    let bad = |why: &str| Error::value(what, text, why, next);
+    let trimmed = text.trim();
+    let unit = trimmed.chars().last().map(|c| c.to_ascii_lowercase());
+    let (number, scale) = match unit {
+        Some('k') => (&trimmed[..trimmed.len() - 1], 1e3),
+        Some('m') => (&trimmed[..trimmed.len() - 1], 1e6),
+        Some('b' | 'g') => (&trimmed[..trimmed.len() - 1], 1e9),
+        Some('t') => (&trimmed[..trimmed.len() - 1], 1e12),
+        _ => (trimmed, 1.0),
+    };
+    let number = number.trim().replace('_', "");
+    let number: f64 = number.parse().map_err(|_| bad("not a count"))?;
+    let count = (number * scale).round();
+    match (1.0..9.2e18).contains(&count) {
+        true => Ok(count as u64),
+        false => Err(bad("not a count from 1 to 2^63")),
+    }
+}
+
+/// Prints USD: cents below 10, whole dollars with separators above.
+pub fn show_usd(usd: f64) -> String {
+    if usd < 10.0 {
+        return format!("${usd:.2}");
+    }
+    let digits = format!("{usd:.0}");
+    let groups: Vec<&str> = digits
+        .as_bytes()
+        .rchunks(3)
+        .rev()
+        .filter_map(|g| std::str::from_utf8(g).ok())
+        .collect();
+    format!("${}", groups.join(","))
+}
+
+/// Prints a count as people say it: 2T, 6.74B, 124M, 812K.
 pub fn show_count(count: u64) -> String {
     let (scale, unit) = match count {
+        n if n >= 1_000_000_000_000 => (1e12, "T"),
         n if n >= 1_000_000_000 => (1e9, "B"),
         n if n >= 1_000_000 => (1e6, "M"),
         n if n >= 1_000 => (1e3, "K"),

@@ -183,7 +183,7 @@ impl Row {
             disk_rate: None,
             probe: None,
             price: self.price,
-            tdp_watts: Some(self.tdp_watts[1]),
+            tdp_watts: Some(self.tdp_watts[1] / parts as f64),
             source: format!(
                 "models/device/README.md; grades: memory {}, bandwidth {}, rates {}",
                 self.memory.usable_grade, self.memory.grade, self.peak_tflops.grade

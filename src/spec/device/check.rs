@@ -2,6 +2,7 @@
 
 use super::Device;
 use crate::error::{Error, Result};
+use crate::spec::cost;
 
 /// More memory than any device has; sums of a few such sizes stay inside 64 bits.
 pub(super) const MEMORY_LIMIT: u64 = 1 << 60;
@@ -29,6 +30,11 @@ pub(super) fn check(device: &Device) -> Result<()> {
         if !(price.low >= 0.0 && price.high >= price.low && price.high.is_finite()) {
             let range = format!("{} to {}", price.low, price.high);
             return Err(bad(device, "price", range, "not a range of prices"));
+        }
+        if ![cost::CLOUD, cost::STREET, cost::LAUNCH].contains(&price.kind.as_str()) {
+            let why =
+                "not a kind of price: these are launch_msrp_usd, street_usd and cloud_usd_per_hour";
+            return Err(bad(device, "price", &price.kind, why));
         }
     }
     Ok(())
