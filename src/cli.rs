@@ -11,6 +11,7 @@ mod fit;
 mod gpus;
 mod job;
 mod list;
+mod manual;
 mod place;
 mod plan;
 mod plan_torch;
@@ -20,12 +21,13 @@ mod subject;
 mod trace;
 mod trial;
 mod validate;
+mod words;
 
 use std::io::{ErrorKind, IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use memfit::error::Result;
+use memfit::error::{Error, Result};
 use serde_json::{Value, json};
 
 /// Exit status where a job fits or a command is done.
@@ -40,7 +42,7 @@ const ERROR: u8 = 2;
 #[command(
     name = "memfit",
     version,
-    after_help = "Exit status: 0 fits or done, 1 does not fit, 2 error."
+    after_help = "Examples:\n  memfit plan --gpu 24GB --model 7b\n  memfit gpus --model 7b --tokens 1B\n\nExit status: 0 fits or done, 1 does not fit or a claim does not hold, 2 error."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -48,6 +50,12 @@ struct Cli {
     /// Answer as JSON: integers are bytes, durations seconds
     #[arg(long, global = true)]
     json: bool,
+    /// Say nothing of how long work goes on
+    #[arg(short, long, global = true)]
+    quiet: bool,
+    /// Take arguments from this file: lines such as model = "7b"; what is given as well wins. `plan` without a model reads memfit.toml
+    #[arg(long, global = true, value_name = "FILE")]
+    job: Option<std::path::PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -86,6 +94,10 @@ enum Command {
     Compare(compare::Args),
     /// Run a benchmark of the predictions
     Bench(bench::Args),
+    /// Print a script that completes commands in your shell
+    Completions(manual::CompletionsArgs),
+    /// Print the manual page, or write all pages into a folder
+    Man(manual::ManArgs),
 }
 
 /// What a command answers.
@@ -101,7 +113,11 @@ pub struct Answer {
 
 /// Reads the arguments, runs the command, prints its answer.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let words = match words::all() {
+        Ok(words) => words,
+        Err(error) => return failed(&error, std::env::args_os().any(|a| a == "--json")),
+    };
+    let cli = match Cli::try_parse_from(words) {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
@@ -113,36 +129,42 @@ pub fn main() -> ExitCode {
             });
             ExitCode::from(answer.status)
         }
-        Err(error) => {
-            let message = error.to_string();
-            if cli.json {
-                print(&pretty(&json!({"error": message})));
-            }
-            complain(&format!("error: {message}\n"));
-            ExitCode::from(ERROR)
-        }
+        Err(error) => failed(&error, cli.json),
     }
 }
 
+/// Says what went wrong.
+fn failed(error: &Error, json: bool) -> ExitCode {
+    let message = error.to_string();
+    if json {
+        print(&pretty(&json!({"error": message})));
+    }
+    complain(&format!("error: {message}\n"));
+    ExitCode::from(ERROR)
+}
+
 fn run(cli: &Cli) -> Result<Answer> {
+    let quiet = cli.json || cli.quiet;
     match &cli.command {
         Command::Plan(args) => plan::plan(args),
-        Command::Gpus(args) => gpus::gpus(args, cli.json),
-        Command::Fit(args) => fit::fit(args, cli.json),
-        Command::Run(args) => run::run(args, cli.json),
-        Command::Trial(args) => trial::trial(args, cli.json),
+        Command::Gpus(args) => gpus::gpus(args, quiet),
+        Command::Fit(args) => fit::fit(args, quiet),
+        Command::Run(args) => run::run(args, quiet),
+        Command::Trial(args) => trial::trial(args, quiet),
         Command::Estimate(args) => estimate::estimate(args),
-        Command::Validate(args) => validate::validate(args, cli.json),
+        Command::Validate(args) => validate::validate(args, quiet),
         Command::Explain(args) => explain::explain(args),
-        Command::Report(args) => report::report(args, cli.json),
-        Command::Trace(args) => trace::trace(args, cli.json),
+        Command::Report(args) => report::report(args, quiet),
+        Command::Trace(args) => trace::trace(args, quiet),
         Command::Models => list::models(),
         Command::Devices => list::devices(),
         Command::Techniques => list::techniques(),
-        Command::Calibrate(args) => calibrate::calibrate(args, cli.json),
+        Command::Calibrate(args) => calibrate::calibrate(args, quiet),
         Command::Place(args) => place::place(args),
-        Command::Compare(args) => compare::compare(args, cli.json),
-        Command::Bench(args) => bench::bench(args, cli.json),
+        Command::Compare(args) => compare::compare(args, quiet),
+        Command::Bench(args) => bench::bench(args, quiet),
+        Command::Completions(args) => manual::completions(args),
+        Command::Man(args) => manual::man(args),
     }
 }
 
@@ -209,7 +231,8 @@ pub fn progress(quiet: bool) -> impl FnMut(&str, f64) {
     } else {
         indicatif::ProgressBar::new(1000)
     };
-    let style = indicatif::ProgressStyle::with_template("{bar:30} {percent:>3} % {msg}");
+    let style =
+        indicatif::ProgressStyle::with_template("{bar:30} {percent:>3} % {eta:>4} left  {msg}");
     bar.set_style(style.unwrap_or_else(|_| indicatif::ProgressStyle::default_bar()));
     move |what, share| {
         bar.set_message(what.to_string());
