@@ -24,8 +24,8 @@ pub enum Goal {
 
 /// The technique that trains low-rank adapters.
 const LORA: &str = "lora";
-/// What it is combined with.
-const BASES: [&[&str]; 2] = [&[LORA], &["nf4_weights", LORA]];
+/// With the base in 4 bits, which needs less memory, and as it is.
+const BASES: [&str; 2] = ["qlora", LORA];
 
 impl Goal {
     /// All goals.
@@ -188,9 +188,8 @@ fn adapted(request: &Request) -> Result<Vec<Request>> {
             && request.fixed.iter().any(|f| f.technique == "int8_weights")
     };
     let mut all: Vec<Request> = Vec::new();
-    for base in BASES.iter().rev() {
-        let choices = base.iter().map(|text| Choice::parse(text));
-        let choices = choices.collect::<Result<Vec<Choice>>>()?;
+    for base in BASES {
+        let choices = Choice::parse_all(base)?;
         let mut one = request.clone();
         one.fixed
             .extend(choices.into_iter().filter(|c| !decided(c) && !held(c)));
