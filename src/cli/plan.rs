@@ -12,6 +12,7 @@ use memfit::show::{json, pytorch, text};
 use memfit::spec::job::{Job, Precision};
 use memfit::spec::model::Head;
 use memfit::spec::torch::{Task, TorchDtype, TorchOptions};
+use memfit::spec::units::parse_size;
 use serde_json::Value;
 
 use super::job::JobArgs;
@@ -28,6 +29,9 @@ pub struct Args {
     /// With --engine torch: options of the step that are decided already, such as attn=eager,lora.r=16; may be repeated
     #[arg(long, value_name = "KEY=VALUE,…")]
     pub(super) torch: Vec<String>,
+    /// Most of the device's memory that the plan may take, such as 20GiB [default: all that is not reserved]
+    #[arg(long, value_name = "SIZE")]
+    pub(super) within: Option<String>,
     /// Write the plan to this file, with what it is claimed to take; with --engine torch, the trainer's arguments as JSON
     #[arg(short, long, value_name = "FILE")]
     pub(super) output: Option<PathBuf>,
@@ -54,7 +58,12 @@ pub fn plan(args: &Args) -> Result<Answer> {
         let why = "options of PyTorch are nothing to memfit's own engine";
         return Err(Error::value("--torch", text, why, "add --engine torch"));
     }
-    let (request, asked) = args.job.request()?;
+    let (mut request, asked) = args.job.request()?;
+    if let Some(text) = &args.within {
+        let most = parse_size("--within", text)?.bytes;
+        let target = &mut request.job.target;
+        target.device = target.device.clone().within(most);
+    }
     let answer = search::search(&request)?;
     let status = match (&answer.outcome, &args.output) {
         (Outcome::Fits(best), Some(path)) => {
