@@ -206,7 +206,7 @@ pub fn peak_position(program: &Program, place: Place) -> usize {
 /// The buffers alive after position `at`.
 pub fn alive(program: &Program, at: usize) -> impl Iterator<Item = &crate::program::Buffer> {
     let mut alive: Vec<bool> = program.buffers.iter().map(|b| b.shared).collect();
-    for instr in &program.code[..=at.min(program.code.len().saturating_sub(1))] {
+    for instr in program.code.iter().take(at + 1) {
         match instr {
             Instr::Alloc(id) => alive[id.0 as usize] = true,
             Instr::Free(id) => alive[id.0 as usize] = false,

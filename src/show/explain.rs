@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
+use super::curve::{Curve, alive};
 use super::job::{Asked, header};
-use super::plot::{COLUMNS, Curve, plot};
+use super::plot::{COLUMNS, plot};
 use super::table::{Column, Table, labelled};
 use super::{json as answer, memory, text};
 use crate::error::Result;
@@ -14,8 +15,8 @@ use crate::graph::{Phase, When};
 use crate::machine::estimate::{self, Estimate};
 use crate::plan::Plan;
 use crate::plan::file::Claim;
+use crate::program::Buffer;
 use crate::program::check::check;
-use crate::program::{Buffer, Program};
 use crate::spec::job::Place;
 use crate::spec::units::Bytes;
 
@@ -65,7 +66,10 @@ impl Explained {
             when: program.when,
             instruction,
             phase: curve.points.get(instruction).and_then(|(_, phase)| *phase),
-            alive: alive(program, instruction),
+            alive: alive(program, instruction, Place::Gpu)
+                .into_iter()
+                .cloned()
+                .collect(),
             curve,
             claim: claim.map(|c| c.differences(&estimate.claim())),
             estimate,
@@ -85,14 +89,6 @@ impl Explained {
         }
         roles
     }
-}
-
-/// The device's buffers alive after an instruction, the largest first, equal ones in the program's order.
-fn alive(program: &Program, at: usize) -> Vec<Buffer> {
-    let all = estimate::alive(program, at).filter(|b| b.place == Place::Gpu);
-    let mut alive: Vec<Buffer> = all.cloned().collect();
-    alive.sort_by_key(|b| std::cmp::Reverse(b.exact));
-    alive
 }
 
 /// The explanation, for people.

@@ -3,6 +3,8 @@
 pub mod alternatives;
 pub mod choice;
 pub mod comparison;
+pub mod course;
+pub mod curve;
 pub mod explain;
 pub mod facts;
 pub mod grid;

@@ -1,8 +1,7 @@
 //! The memory of a program from its first instruction to its last, as a picture of characters.
 
+use super::curve::Curve;
 use crate::graph::Phase;
-use crate::program::{Instr, Program};
-use crate::spec::job::Place;
 use crate::spec::units::Bytes;
 
 /// Columns of the picture.
@@ -13,63 +12,6 @@ pub const ROWS: usize = 16;
 const MARGIN: usize = 12;
 /// Parts of a character, from the bottom.
 const PARTS: [char; 9] = [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
-
-/// Bytes of one place alive after each instruction, and the phase the instruction is part of.
-#[derive(Debug, Clone)]
-pub struct Curve {
-    /// One point for each instruction.
-    pub points: Vec<(Bytes, Option<Phase>)>,
-}
-
-impl Curve {
-    /// The curve of `place` over `program`.
-    pub fn new(program: &Program, place: Place) -> Curve {
-        let here = |b: &&crate::program::Buffer| b.place == place;
-        let shared = program.buffers.iter().filter(|b| b.shared).filter(here);
-        let mut now = shared.map(|b| b.bytes.0 as i64).sum::<i64>();
-        let mut phase = program.code.iter().find_map(|i| program.phase(i));
-        let mut points = Vec::with_capacity(program.code.len());
-        for instr in &program.code {
-            let change = match instr {
-                Instr::Alloc(id) => (*id, 1),
-                Instr::Free(id) => (*id, -1),
-                other => {
-                    phase = program.phase(other).or(phase);
-                    points.push((Bytes(now.max(0) as u64), phase));
-                    continue;
-                }
-            };
-            let buffer = program.buffer(change.0);
-            if buffer.place == place {
-                now += change.1 * buffer.bytes.0 as i64;
-            }
-            points.push((Bytes(now.max(0) as u64), phase));
-        }
-        Curve { points }
-    }
-
-    /// The largest load.
-    pub fn peak(&self) -> Bytes {
-        let loads = self.points.iter().map(|(bytes, _)| *bytes);
-        loads.max().unwrap_or(Bytes::ZERO)
-    }
-
-    /// The curve in `columns` parts: the largest load of each, and its phase at that point.
-    pub fn columns(&self, columns: usize) -> Vec<(Bytes, Option<Phase>)> {
-        let count = self.points.len();
-        let of = |column: usize| {
-            let from = column * count / columns;
-            let to = ((column + 1) * count / columns).max(from + 1).min(count);
-            let part = self.points.get(from..to).unwrap_or_default();
-            let largest = part
-                .iter()
-                .enumerate()
-                .max_by_key(|(at, (b, _))| (*b, std::cmp::Reverse(*at)));
-            largest.map_or((Bytes::ZERO, None), |(_, point)| *point)
-        };
-        (0..columns).map(of).collect()
-    }
-}
 
 /// The letter that stands for a phase.
 fn letter(phase: Option<Phase>) -> char {
@@ -135,14 +77,5 @@ mod tests {
     fn a_picture_of_nothing_has_its_size() {
         let text = plot(&Curve { points: Vec::new() });
         assert_eq!(text.lines().count(), ROWS + 3);
-    }
-
-    #[test]
-    fn every_column_keeps_the_largest_load_of_its_part() {
-        let points = (0..1000).map(|n| (Bytes(n % 7), None)).collect();
-        let curve = Curve { points };
-        assert!(curve.columns(COLUMNS).iter().all(|(b, _)| *b == Bytes(6)));
-        let points = vec![(Bytes(3), None), (Bytes(9), None)];
-        assert_eq!(Curve { points }.columns(4).len(), 4);
     }
 }
