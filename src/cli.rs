@@ -13,6 +13,7 @@ mod plan;
 mod plan_torch;
 mod run;
 mod trial;
+mod tui;
 mod validate;
 
 use std::io::{ErrorKind, Write};
@@ -48,6 +49,8 @@ struct Cli {
 enum Command {
     /// Find the fastest plan that fits
     Plan(Box<plan::Args>),
+    /// Explore trade-offs in the terminal
+    Tui(Box<tui::Args>),
     /// Train by a plan
     Run(Box<run::Args>),
     /// Try several methods on your model and text, and take the cheapest that learns as well
@@ -113,6 +116,7 @@ pub fn main() -> ExitCode {
 fn run(cli: &Cli) -> Result<Answer> {
     match &cli.command {
         Command::Plan(args) => plan::plan(args),
+        Command::Tui(args) => tui::tui(args),
         Command::Run(args) => run::run(args, cli.json),
         Command::Trial(args) => trial::trial(args, cli.json),
         Command::Estimate(args) => estimate::estimate(args),

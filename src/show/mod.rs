@@ -21,6 +21,7 @@ pub mod table;
 pub mod text;
 pub mod torch_plan;
 pub mod trial;
+pub mod tui;
 pub mod validation;
 
 /// Columns of the widest line.

@@ -1,0 +1,404 @@
+//! What is known of some settings, as the screen shows it: from a search, or from one plan that was priced meanwhile.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::settings::{Question, Settings};
+use crate::error::Result;
+use crate::graph::tensor::Role;
+use crate::graph::{Phase, Stream};
+use crate::machine::estimate::{self, Estimate};
+use crate::plan::file::PlanFile;
+use crate::plan::{Choice, Plan, Request};
+use crate::program::{Program, height};
+use crate::search::{self, Answer, Candidate, Misfit, Outcome};
+use crate::show::course::{Course, Walk};
+use crate::show::memory::{self, holders, passed, phase_name, row_name};
+use crate::spec::job::{Budget, Place};
+use crate::spec::units::{Bytes, Seconds};
+
+/// Equal spans of time that a step is shown in at most.
+pub const SPANS: usize = 240;
+/// Most names of what is alive.
+const NAMES: usize = 12;
+
+/// What is known.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Found {
+    /// What the plan is called.
+    pub name: String,
+    /// Whether it fits.
+    pub fits: bool,
+    /// The verdict in a sentence.
+    pub sentence: String,
+    /// What it takes of each row of the budget.
+    pub bars: Vec<Bar>,
+    /// One step.
+    pub step: Seconds,
+    /// Tokens a second.
+    pub tokens_per_second: f64,
+    /// What the device holds over the step, in equal spans of time.
+    pub moments: Vec<Moment>,
+    /// What each queue does meanwhile.
+    pub lanes: Vec<Lane>,
+    /// The fastest step within less and more memory.
+    pub front: Vec<Spot>,
+    /// The plan's choices.
+    pub choices: Vec<Choice>,
+    /// The same in words: technique or option.
+    pub used: BTreeSet<String>,
+    /// What a file of it says.
+    pub file: Option<String>,
+}
+
+/// A part of what is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    /// By role.
+    Held(Role),
+    /// What a process takes beside its tensors.
+    Beside,
+}
+
+/// A row of the budget.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Bar {
+    /// What it bounds.
+    pub label: &'static str,
+    /// What is taken.
+    pub used: Bytes,
+    /// What there is.
+    pub most: Bytes,
+    /// Who takes it, the largest first.
+    pub parts: Vec<(Part, Bytes)>,
+}
+
+/// What the device holds in a span of time.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Moment {
+    /// Seconds since the step began.
+    pub time: f64,
+    /// The most that is held.
+    pub total: Bytes,
+    /// The phase it is in.
+    pub phase: &'static str,
+    /// Who is alive, layers alike as one, the largest first.
+    pub alive: Vec<(String, Bytes)>,
+}
+
+/// What a queue does over the step.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Lane {
+    /// The queue.
+    pub name: &'static str,
+    /// Seconds of work.
+    pub busy: Seconds,
+    /// Share of each span in which it works, and what it mostly works on.
+    pub spans: Vec<(f64, &'static str)>,
+}
+
+/// A point of the front.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Spot {
+    /// Memory of the device.
+    pub memory: Bytes,
+    /// The step.
+    pub step: Seconds,
+    /// What the plan is called.
+    pub name: String,
+    /// The options that make it; a plan of memfit's own is found within its memory.
+    pub options: Option<String>,
+}
+
+/// Searches for what is asked.
+///
+/// # Errors
+/// Where a value or a choice is wrong.
+pub fn solve(settings: &Settings, question: &Question) -> Result<Found> {
+    match question {
+        Question::Memfit(request) => solved(settings, request),
+        Question::Torch(request) => super::found_torch::solve(settings, request),
+    }
+}
+
+fn solved(settings: &Settings, request: &Request) -> Result<Found> {
+    let answer = search::search(request)?;
+    let best = match &answer.outcome {
+        Outcome::Fits(best) => best,
+        Outcome::Misfit(misfit) => &misfit.closest,
+    };
+    let programs = programs(&best.plan, &best.estimate)?;
+    let found = plain(best, &programs, &answer.budget)?;
+    let file = match &answer.outcome {
+        Outcome::Fits(best) => {
+            let claim = Some(best.estimate.claim());
+            Some(PlanFile::of(&best.plan, settings.job.clone(), claim).text()?)
+        }
+        Outcome::Misfit(_) => None,
+    };
+    Ok(Found {
+        sentence: sentence(&answer),
+        fits: matches!(answer.outcome, Outcome::Fits(_)),
+        front: front(&answer),
+        file,
+        ..found
+    })
+}
+
+/// What the choices of the last plan take with what is decided now: what can be known at once. `None` where they cannot be made here.
+pub fn provisional(question: &Question, last: &[Choice]) -> Option<Found> {
+    let Question::Memfit(request) = question else {
+        return None;
+    };
+    let decided = |c: &Choice| request.fixed.iter().any(|f| f.technique == c.technique);
+    let ours = |c: &Choice| c.technique == "mixed_precision" || c.is_rule();
+    let kept = last.iter().filter(|c| !decided(c) && !ours(c)).cloned();
+    let choices = request.fixed.iter().cloned().chain(kept).collect();
+    let plan = Plan::new(request.job.clone(), choices).ok()?;
+    let programs = estimate::stepping(&plan).ok()?;
+    let estimate = estimate::summarize(&plan, &programs).ok()?;
+    let budget = request.job.target.budget();
+    let candidate = Candidate {
+        name: "the last plan's choices".to_string(),
+        family: None,
+        plan,
+        proposed: estimate.step,
+        estimate,
+        exact: true,
+    };
+    plain(&candidate, &programs, &budget).ok()
+}
+
+/// The programs of a step; all of them where only another reaches the peak.
+fn programs(plan: &Plan, estimate: &Estimate) -> Result<Vec<Program>> {
+    let stepping = estimate::stepping(plan)?;
+    match height(&stepping) == estimate.peak {
+        true => Ok(stepping),
+        false => estimate::all(plan),
+    }
+}
+
+/// What is known of one plan alone.
+fn plain(candidate: &Candidate, programs: &[Program], budget: &Budget) -> Result<Found> {
+    let (plan, estimate) = (&candidate.plan, &candidate.estimate);
+    let course = Course::simulated(plan, programs)?;
+    let fits = candidate.fits(budget);
+    let over = passed(estimate, budget).into_iter().next();
+    let sentence = match over {
+        None => format!("fits: {}, {}", taken(estimate, budget), pace(estimate)),
+        Some(over) => format!(
+            "does not fit: {} needs {}, has {}; {}",
+            row_name(over.places),
+            over.need,
+            over.have,
+            pace(estimate)
+        ),
+    };
+    Ok(Found {
+        name: candidate.name.clone(),
+        fits,
+        sentence,
+        bars: bars(estimate, budget),
+        step: estimate.step,
+        tokens_per_second: estimate.tokens_per_second,
+        moments: moments(&course),
+        lanes: lanes(&course),
+        front: Vec::new(),
+        choices: plan.choices.clone(),
+        used: plan.choices.iter().map(|c| c.technique.clone()).collect(),
+        file: None,
+    })
+}
+
+fn taken(estimate: &Estimate, budget: &Budget) -> String {
+    let most = budget.most(Place::Gpu);
+    format!("{} of {most} on the device", estimate.peak.gpu)
+}
+
+fn pace(estimate: &Estimate) -> String {
+    format!(
+        "{} a step, {:.0} tokens/s",
+        estimate.step, estimate.tokens_per_second
+    )
+}
+
+fn sentence(answer: &Answer) -> String {
+    match &answer.outcome {
+        Outcome::Fits(best) => {
+            let proof = answer.certificate.as_ref().map(|c| {
+                let gap = 100.0 * c.gap.max(0.0);
+                format!("; within {gap:.1} % of the fastest there can be of its class")
+            });
+            let estimate = &best.estimate;
+            format!(
+                "fits: {}, {}{}",
+                taken(estimate, &answer.budget),
+                pace(estimate),
+                proof.unwrap_or_default()
+            )
+        }
+        Outcome::Misfit(misfit) => blame(misfit),
+    }
+}
+
+fn blame(misfit: &Misfit) -> String {
+    let changes = match misfit.changes.is_empty() {
+        true => String::new(),
+        false => format!("; or one of: {}", misfit.changes.join("; ")),
+    };
+    let place = row_name(&[misfit.place]);
+    format!(
+        "does not fit: {place} needs {}, has {}; {}{changes}",
+        misfit.need, misfit.have, misfit.change
+    )
+}
+
+fn bars(estimate: &Estimate, budget: &Budget) -> Vec<Bar> {
+    let pageable = estimate.peak.host > Bytes::ZERO;
+    let shown = |places: &[Place], used: Bytes| {
+        let repeats = *places == [Place::Pinned, Place::Host] && !pageable;
+        (used > Bytes::ZERO && !repeats) || places.contains(&Place::Gpu)
+    };
+    let rows = budget.rows.iter().map(|(places, most)| {
+        let used = memory::sum(&estimate.peak, places);
+        (places, *most, used)
+    });
+    let bar = |(places, most, used): (&Vec<Place>, Bytes, Bytes)| Bar {
+        label: row_name(places),
+        used,
+        most,
+        parts: largest_first(holders(estimate, places)),
+    };
+    let rows = rows.filter(|(places, _, used)| shown(places, *used));
+    rows.map(bar).collect()
+}
+
+fn largest_first(held: BTreeMap<Role, Bytes>) -> Vec<(Part, Bytes)> {
+    let mut parts: Vec<(Part, Bytes)> = held.into_iter().map(|(r, b)| (Part::Held(r), b)).collect();
+    parts.sort_by_key(|(part, bytes)| (std::cmp::Reverse(*bytes), *part));
+    parts
+}
+
+fn front(answer: &Answer) -> Vec<Spot> {
+    let spots = answer.front.iter().map(|point| Spot {
+        memory: point.device,
+        step: point.step,
+        name: point.name.clone(),
+        options: None,
+    });
+    spots.collect()
+}
+
+fn moments(course: &Course) -> Vec<Moment> {
+    let span = course.end() / SPANS as f64;
+    let columns = course.columns(Place::Gpu, SPANS).into_iter();
+    let mut last: Option<(usize, usize, Vec<(String, Bytes)>)> = None;
+    let moment = |(at, sample): (usize, &crate::show::course::Sample)| {
+        let same = last
+            .take()
+            .filter(|l| (l.0, l.1) == (sample.walk, sample.at));
+        let alive = same.map_or_else(
+            || {
+                let alive = course.alive(sample, Place::Gpu).into_iter();
+                by_name(alive.map(|b| (&*b.name, b.bytes)))
+            },
+            |(_, _, alive)| alive,
+        );
+        last = Some((sample.walk, sample.at, alive.clone()));
+        Moment {
+            time: span * at as f64,
+            total: sample.total,
+            phase: sample.phase.map_or("", phase_name),
+            alive,
+        }
+    };
+    columns.enumerate().map(moment).collect()
+}
+
+/// Bytes by name, layers alike as one, the largest first.
+fn by_name<'a>(held: impl Iterator<Item = (&'a str, Bytes)>) -> Vec<(String, Bytes)> {
+    let mut names: BTreeMap<String, Bytes> = BTreeMap::new();
+    for (name, bytes) in held {
+        *names.entry(any_layer(name)).or_default() += bytes;
+    }
+    let mut all: Vec<(String, Bytes)> = names.into_iter().collect();
+    all.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
+    all.truncate(NAMES);
+    all
+}
+
+/// A path with `*` for its layer.
+fn any_layer(path: &str) -> String {
+    let rest = path.strip_prefix("layers.").and_then(|r| r.split_once('/'));
+    rest.map_or_else(
+        || path.to_string(),
+        |(_, below)| format!("layers.*/{below}"),
+    )
+}
+
+/// A queue in a word or two.
+fn queue_name(stream: Stream) -> &'static str {
+    match stream {
+        Stream::Compute => "device",
+        Stream::HostCompute => "host",
+        Stream::ToDevice => "to device",
+        Stream::ToHost => "to host",
+        Stream::DiskRead => "disk read",
+        Stream::DiskWrite => "disk write",
+    }
+}
+
+fn lanes(course: &Course) -> Vec<Lane> {
+    let lane = |stream: Stream| {
+        let marks = course.walks.iter().flat_map(|walk| marks(walk, stream));
+        lane(queue_name(stream), marks, course.end())
+    };
+    let all = Stream::ALL.into_iter().map(lane);
+    all.filter(|lane| lane.busy.0 > 0.0).collect()
+}
+
+/// When a walk's instructions of one stream run, and their phases.
+fn marks<'a>(
+    walk: &'a Walk<'a>,
+    stream: Stream,
+) -> impl Iterator<Item = (f64, f64, &'static str)> + 'a {
+    let marks = walk
+        .timeline
+        .marks
+        .iter()
+        .filter(move |m| m.stream == stream);
+    marks.map(|mark| {
+        let phase: Option<Phase> = walk.program.phase(&walk.program.code[mark.at]);
+        let name = phase.map_or("", phase_name);
+        (walk.begin + mark.start, walk.begin + mark.end, name)
+    })
+}
+
+/// Work of a queue from `marks`, in equal spans of `end` seconds.
+pub(super) fn lane(
+    name: &'static str,
+    marks: impl Iterator<Item = (f64, f64, &'static str)>,
+    end: f64,
+) -> Lane {
+    let span = end / SPANS as f64;
+    let mut busy = 0.0;
+    let mut shares: Vec<BTreeMap<&'static str, f64>> = vec![BTreeMap::new(); SPANS];
+    for (start, stop, phase) in marks.filter(|_| span > 0.0) {
+        busy += stop - start;
+        let (first, last) = ((start / span) as usize, (stop / span) as usize);
+        for (at, share) in shares.iter_mut().enumerate().take(last + 1).skip(first) {
+            let (from, to) = (span * at as f64, span * (at + 1) as f64);
+            let inside = (stop.min(to) - start.max(from)).max(0.0) / span;
+            *share.entry(phase).or_default() += inside;
+        }
+    }
+    let spans = shares.into_iter().map(|by_phase| {
+        let all: f64 = by_phase.values().sum();
+        let most = by_phase.into_iter().max_by(|a, b| a.1.total_cmp(&b.1));
+        (all.min(1.0), most.map_or("", |(phase, _)| phase))
+    });
+    Lane {
+        name,
+        busy: Seconds(busy),
+        spans: spans.collect(),
+    }
+}
