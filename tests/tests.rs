@@ -72,6 +72,7 @@ mod torch_options;
 mod trainers;
 mod training;
 mod trial;
+mod tui;
 mod weights;
 mod zeroth_order;
 mod zo_hybrid;

@@ -233,15 +233,16 @@ impl Row {
     pub fn reset(self, settings: &mut Settings) -> Result<()> {
         match self {
             Row::Fixed(_) => self.switch(settings),
-            Row::Argument(at, SITE) => self.typed(settings, "*").map(|()| {
+            Row::Argument(at, SITE) => {
                 settings.fixed[at].site = "*".to_string();
-            }),
+                Ok(())
+            }
             Row::Argument(at, key) => {
                 settings.fixed[at].args.0.remove(key);
                 Ok(())
             }
             Row::Option(key) => {
-                settings.torch.remove(key);
+                settings.open_option(key);
                 Ok(())
             }
             Row::Within => {
@@ -298,7 +299,7 @@ impl Row {
                 Ok(())
             }
             Row::Option(key) => {
-                settings.torch.insert(key.to_string(), text.to_string());
+                settings.decide_option(key, text);
                 Ok(())
             }
             _ => Ok(()),
@@ -370,14 +371,16 @@ pub(super) fn argument(settings: &Settings, at: usize, key: &str) -> String {
 }
 
 fn option(settings: &Settings, key: &str, used: &BTreeSet<String>) -> Shown {
-    let chosen = settings.torch.get(key).cloned();
+    // An option inside another speaks for it: the rank for adapters, the type for a base in few bits.
+    let own = |name: &str| {
+        let member = name.strip_prefix(key);
+        name == key || member.is_some_and(|rest| rest == ".r" || rest == ".type")
+    };
+    let chosen = settings.torch.iter().find(|(name, _)| own(name));
+    let chosen = chosen.map(|(_, value)| value.clone());
     let of_plan = |pair: &String| {
         let (name, value) = pair.split_once('=')?;
-        let own = name == key
-            || name
-                .strip_prefix(key)
-                .is_some_and(|r| r == ".r" || r == ".type");
-        own.then(|| format!("({value})"))
+        own(name).then(|| format!("({value})"))
     };
     let value = chosen.clone().or_else(|| used.iter().find_map(of_plan));
     Shown {

@@ -215,6 +215,21 @@ impl Settings {
         self.fixed.sort_by_key(|c| rank(&c.technique));
     }
 
+    /// Leaves an option of PyTorch to the search, with what is inside of it.
+    pub fn open_option(&mut self, key: &str) {
+        let inside = |name: &str| {
+            name.strip_prefix(key)
+                .is_some_and(|rest| rest.starts_with('.'))
+        };
+        self.torch.retain(|name, _| name != key && !inside(name));
+    }
+
+    /// Decides an option of PyTorch.
+    pub fn decide_option(&mut self, key: &str, value: &str) {
+        self.open_option(key);
+        self.torch.insert(key.to_string(), value.to_string());
+    }
+
     /// Names of the techniques that are decided.
     pub fn decided(&self) -> BTreeSet<&str> {
         self.fixed.iter().map(|c| c.technique.as_str()).collect()

@@ -148,14 +148,10 @@ fn turn_option(settings: &mut Settings, key: &str, up: bool) -> Result<()> {
     let values = option_values(key);
     let mut round = vec![""];
     round.extend(&values);
-    let now = settings
-        .torch
-        .get(key)
-        .map_or("", String::as_str)
-        .to_string();
-    match dial::turned(&round, &now, up) {
-        "" => settings.torch.remove(key),
-        next => settings.torch.insert(key.to_string(), next.to_string()),
-    };
+    let now = settings.torch.get(key).map_or("", String::as_str);
+    match dial::turned(&round, now, up) {
+        "" => settings.open_option(key),
+        next => settings.decide_option(key, next),
+    }
     Ok(())
 }
