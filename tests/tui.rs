@@ -486,3 +486,61 @@ fn dials_go_through_words_that_techniques_take() {
     println!("{turned} words");
     assert!(turned > 50);
 }
+
+/// A job of 7 billion parameters.
+fn large() -> State {
+    let settings = settings("llama-2-7b", "24GB", 2048);
+    let job = JobText {
+        batch: 1,
+        ..settings.job.clone()
+    };
+    State::new(Settings { job, ..settings })
+}
+
+#[test]
+fn what_the_last_plan_would_take_is_known_before_the_answer() {
+    let mut state = large();
+    answer(&mut state);
+    point(&mut state, "length");
+    script(&mut state, "-");
+    let question = state.settings.question().unwrap();
+    let last = state.last_choices();
+    let begin = Instant::now();
+    let provisional = found::provisional(&question, &last).unwrap();
+    let priced = begin.elapsed().as_secs_f64();
+    let begin = Instant::now();
+    answer(&mut state);
+    let solved = begin.elapsed().as_secs_f64();
+    println!(
+        "7B: priced in {:.0} ms, solved in {:.0} ms",
+        1e3 * priced,
+        1e3 * solved
+    );
+    let (found, _) = state.shown().unwrap();
+    assert!(provisional.step.0 >= found.step.0 || !provisional.fits);
+    assert!(priced < solved);
+}
+
+/// The README shows a screen as it is; `INSTA_UPDATE=always` puts the one of now into it.
+#[test]
+fn the_screen_in_the_readme_is_the_one_that_is_drawn() {
+    let mut state = large();
+    answer(&mut state);
+    let screen = frame(&state, 100, 32);
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
+    let readme = std::fs::read_to_string(path).unwrap();
+    let (before, rest) = readme
+        .split_once("<!-- a screen; a test compares -->\n```text\n")
+        .unwrap();
+    let (shown, after) = rest.split_once("```\n<!-- end -->").unwrap();
+    if std::env::var("INSTA_UPDATE").as_deref() == Ok("always") {
+        let mark = "<!-- a screen; a test compares -->\n```text\n";
+        std::fs::write(
+            path,
+            format!("{before}{mark}{screen}```\n<!-- end -->{after}"),
+        )
+        .unwrap();
+        return;
+    }
+    assert_eq!(shown, screen, "run this test with INSTA_UPDATE=always");
+}

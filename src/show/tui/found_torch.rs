@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::json;
 
-use super::found::{Bar, Found, Moment, Part, SPANS, Spot, lane};
+use super::found::{Bar, Found, Part, Spot};
 use super::settings::Settings;
+use super::spans::{Moment, SPANS, lane};
 use crate::error::Result;
 use crate::graph::tensor::Role;
 use crate::machine::pytorch::Answer;
@@ -131,6 +132,7 @@ fn moments(answer: &Answer, phases: &BTreeMap<EagerPhase, Seconds>, step: Second
         .map(|(class, bytes)| (class_name(*class).to_string(), *bytes))
         .collect();
     alive.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
+    alive.retain(|(_, bytes)| bytes.0 >= prediction.peak.0 >> 10);
     let spans = marks(phases);
     let moment = |at: usize| {
         let time = step.0 * at as f64 / SPANS as f64;
@@ -144,6 +146,7 @@ fn moments(answer: &Answer, phases: &BTreeMap<EagerPhase, Seconds>, step: Second
             time,
             total: total.map_or(prediction.step_start, |(_, bytes)| *bytes),
             phase,
+            parts: Vec::new(),
             alive: match of(&prediction.phase) {
                 true => alive.clone(),
                 false => Vec::new(),

@@ -9,6 +9,7 @@ pub mod palette;
 pub mod prompt;
 pub mod rows;
 pub mod settings;
+pub mod spans;
 pub mod state;
 mod turning;
 pub mod view;

@@ -75,7 +75,9 @@ impl Palette {
     fn as_typed(&self) -> Vec<Entry> {
         let text = self.line.text.trim();
         let path = text.contains(['/', '\\']) || text.contains(".json") || text.contains(".toml");
-        let size = text.starts_with(|c: char| c.is_ascii_digit()) && device::find(text).is_ok();
+        let digit = |c: char| c.is_ascii_digit();
+        let unit = text.ends_with(|c: char| c.is_ascii_alphabetic());
+        let size = text.starts_with(digit) && unit && device::find(text).is_ok();
         let entry = |kind| Entry {
             kind,
             name: text.to_string(),

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use super::found::{Found, Moment, Spot};
+use super::found::{Found, Spot};
 use super::palette::Palette;
 use super::prompt::Line;
 use super::rows::{Row, rows};
 use super::settings::{Settings, line};
+use super::spans::Moment;
 use crate::error::Result;
 use crate::plan::Choice;
 use crate::spec::units::Seconds;

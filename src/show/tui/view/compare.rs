@@ -7,14 +7,14 @@ use ratatui::layout::Rect;
 use ratatui::text::Line;
 use ratatui::widgets::{Paragraph, Wrap};
 
-use super::memory::part_name;
+use super::memory::{part_name, short};
 use super::{Look, clipped, title};
 use crate::show::tui::found::{Bar, Found};
 use crate::show::tui::state::{Known, State};
 use crate::spec::units::{Bytes, Seconds};
 
 /// Columns of names.
-const NAME: usize = 20;
+const NAME: usize = 17;
 /// Columns of a figure.
 const FIGURE: usize = 10;
 
@@ -45,7 +45,7 @@ pub fn draw(frame: &mut Frame, area: Rect, state: &State, pinned: &Known, look: 
 
 fn row(name: &str, a: &str, b: &str, difference: &str) -> String {
     let name = clipped(name, NAME);
-    format!("{name:<NAME$}{a:>FIGURE$} {b:>FIGURE$} {difference:>11}")
+    format!("{name:<NAME$}{a:>FIGURE$} {b:>FIGURE$} {difference:>FIGURE$}")
 }
 
 fn sign(more: bool) -> &'static str {
@@ -65,7 +65,7 @@ fn bytes(name: &str, a: Bytes, b: Bytes) -> String {
         true => "=".to_string(),
         false => {
             let size = a.max(b) - a.min(b);
-            format!("{}{size}", sign(b > a))
+            format!("{}{}", sign(b > a), short(size))
         }
     };
     row(name, &size(a), &size(b), &difference)

@@ -8,7 +8,8 @@ use ratatui::widgets::{Paragraph, Wrap};
 
 use super::memory::{joined, short};
 use super::{Look, title};
-use crate::show::tui::found::{Found, Lane, Moment};
+use crate::show::tui::found::{Found, Part};
+use crate::show::tui::spans::{Lane, Moment};
 use crate::show::tui::state::State;
 use crate::spec::units::{Bytes, Seconds};
 
@@ -33,10 +34,10 @@ pub fn memory(frame: &mut Frame, area: Rect, state: &State, found: &Found, look:
     let span = state.span(&found.moments);
     let at = &found.moments[span];
     let what = match state.instant {
-        None => "the peak of the device",
-        Some(_) => "the device",
+        None => "device peak",
+        Some(_) => "device",
     };
-    let said = format!("{what}: {} at {}, {}", at.total, Seconds(at.time), at.phase);
+    let said = format!("{what} {} at {}, {}", at.total, Seconds(at.time), at.phase);
     let inside = title(frame, area, &said, look);
     let named = (inside.height / 4).clamp(1, 4);
     let rows = inside.height.saturating_sub(named + 1);
@@ -110,6 +111,20 @@ impl<'a> Curve<'a> {
         (u128::from(bytes) * (self.rows * 8) as u128 / u128::from(self.top)) as usize
     }
 
+    /// The part that holds the middle of a row, as far up as there is any.
+    fn part(&self, moment: &Moment, row: usize, look: &Look) -> (char, Style) {
+        let middle = (self.top as f64 * (row as f64 + 0.5) / self.rows as f64) as u64;
+        let mut below = 0;
+        let reaches = |(_, bytes): &&(Part, Bytes)| {
+            below += bytes.0;
+            below > middle
+        };
+        let found = moment.parts.iter().find(reaches).or(moment.parts.last());
+        found.map_or(('█', look.phase(moment.phase).1), |(part, _)| {
+            look.part(*part)
+        })
+    }
+
     fn row(&self, row: usize, look: &Look) -> Line<'static> {
         let limit = self.budget.map(|b| self.eighths(b).saturating_sub(1) / 8);
         let label = match row {
@@ -120,12 +135,12 @@ impl<'a> Curve<'a> {
         };
         let cell = |(at, moment): (usize, &&Moment)| -> (char, Style) {
             let filled = self.eighths(moment.total.0).saturating_sub(row * 8).min(8);
-            let (_, style) = look.phase(moment.phase);
+            let (mark, style) = self.part(moment, row, look);
             match (filled, at == self.pointed) {
                 (0, true) => ('│', look.strong()),
                 (0, false) if Some(row) == limit => ('╌', look.dim()),
-                (_, true) => (PARTS[filled], look.strong()),
-                (_, false) => (PARTS[filled], style),
+                (8, _) => (mark, style),
+                (_, _) => (PARTS[filled], style),
             }
         };
         let cells: Vec<(char, Style)> = self.columns.iter().enumerate().map(cell).collect();
@@ -157,7 +172,7 @@ pub fn lanes(frame: &mut Frame, area: Rect, found: &Found, look: &Look) {
         .map(|lane| line(lane, found.step, inside.width, look));
     let mut lines: Vec<Line> = lines.collect();
     if usize::from(inside.height) > lines.len() {
-        lines.push(phases_of(found, look));
+        lines.push(phases_of(found, inside.width, look));
     }
     frame.render_widget(Paragraph::new(lines), inside);
 }
@@ -191,18 +206,20 @@ fn line(lane: &Lane, step: Seconds, width: u16, look: &Look) -> Line<'static> {
     Line::from(spans)
 }
 
-/// The phases of the device's own queue, which the letters stand for.
-fn phases_of(found: &Found, look: &Look) -> Line<'static> {
+/// The phases of the step, which the letters stand for, as far as there is room.
+fn phases_of(found: &Found, width: u16, look: &Look) -> Line<'static> {
     let mut names: Vec<&str> = found.moments.iter().map(|m| m.phase).collect();
     names.sort_unstable();
     names.dedup();
-    let known = names.into_iter().filter(|name| !name.is_empty());
-    let spans = known.flat_map(|name| {
+    let (mut spans, mut used) = (Vec::new(), 0);
+    for name in names.into_iter().filter(|name| !name.is_empty()) {
+        used += name.len() + 3;
+        if used > usize::from(width) + 1 {
+            break;
+        }
         let (letter, style) = look.phase(name);
-        [
-            Span::styled(letter.to_string(), style),
-            Span::styled(format!(" {name} "), look.dim()),
-        ]
-    });
-    Line::from(spans.collect::<Vec<_>>())
+        spans.push(Span::styled(letter.to_string(), style));
+        spans.push(Span::styled(format!(" {name} "), look.dim()));
+    }
+    Line::from(spans)
 }

@@ -46,7 +46,7 @@ pub fn draw(frame: &mut Frame, area: Rect, state: &State, found: &Found, look: &
         .walk
         .and_then(|at| front.get(at).map(|spot| (at, spot)));
     let said = match walked {
-        None => "front: memory, step".to_string(),
+        None => "front: memory x step".to_string(),
         Some((at, _)) => format!("front: point {} of {}", at + 1, front.len()),
     };
     let inside = title(frame, area, &said, look);
@@ -92,8 +92,8 @@ pub fn draw(frame: &mut Frame, area: Rect, state: &State, found: &Found, look: &
 fn below(frame: &mut Frame, inside: Rect, limits: &Frontiers, walked: Option<&Spot>, look: &Look) {
     let bytes = |log: f64| short(Bytes(log.exp().round() as u64));
     let (low, high) = (bytes(limits.memory.0), bytes(limits.memory.1));
-    let gap = limits.columns.saturating_sub(low.chars().count());
-    let axis = Line::styled(format!("{:>MARGIN$} {low}{high:>gap$}", ""), look.dim());
+    let columns = limits.columns + 1;
+    let axis = Line::styled(format!("{low:>MARGIN$}{high:>columns$}"), look.dim());
     let place = |y: u16, height: u16| Rect {
         y,
         height: height.min(inside.bottom().saturating_sub(y)),

@@ -40,17 +40,18 @@ pub fn draw(frame: &mut Frame, area: Rect, found: &Found, look: &Look) {
 
 fn figures(bar: &Bar, look: &Look) -> Line<'static> {
     let over = bar.used.saturating_sub(bar.most);
-    let share = match bar.most.0 {
-        0 => String::new(),
-        most => format!(", {:.0} %", 100.0 * bar.used.0 as f64 / most as f64),
-    };
     let mut spans = vec![
         Span::styled(format!("{} ", bar.label), look.strong()),
-        Span::styled(format!("{} of {}{share}", bar.used, bar.most), look.plain()),
+        Span::styled(format!("{} of {}", bar.used, bar.most), look.plain()),
     ];
-    if over > Bytes::ZERO {
-        spans.push(Span::styled(format!("  {over} OVER"), look.bad()));
-    }
+    spans.push(match (over, bar.most.0) {
+        (Bytes::ZERO, 0) => Span::raw(""),
+        (Bytes::ZERO, most) => {
+            let share = 100.0 * bar.used.0 as f64 / most as f64;
+            Span::styled(format!(", {share:.0} %"), look.plain())
+        }
+        (over, _) => Span::styled(format!(", OVER by {}", short(over)), look.bad()),
+    });
     Line::from(spans)
 }
 

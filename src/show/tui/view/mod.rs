@@ -118,7 +118,7 @@ fn pictures(frame: &mut Frame, area: Rect, state: &State, look: &Look) {
     .areas(area);
     memory::draw(frame, bars, found, look);
     course::memory(frame, course, state, found, look);
-    let wide = Constraint::Percentage(if area.width >= 70 { 45 } else { 42 });
+    let wide = Constraint::Percentage(45);
     let [spots, _, lanes] =
         Layout::horizontal([wide, Constraint::Length(1), Constraint::Min(0)]).areas(below);
     front::draw(frame, spots, state, found, look);
@@ -199,10 +199,10 @@ fn keys_of(state: &State, width: u16, look: &Look) -> Line<'static> {
             ("f", "front"),
             ("p", "pin"),
             ("c", "compare"),
-            ("s", "save"),
-            ("y", "command"),
             ("?", "help"),
             ("q", "quit"),
+            ("s", "save"),
+            ("y", "command"),
             ("r", "report"),
             ("[]", "instant"),
             ("a", "once more"),
