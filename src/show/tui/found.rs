@@ -129,7 +129,11 @@ pub fn provisional(question: &Question, last: &[Choice]) -> Option<Found> {
     let estimate = estimate::summarize(&plan, &programs).ok()?;
     let budget = request.job.target.budget();
     let candidate = Candidate {
-        name: "the last plan's choices".to_string(),
+        name: match last.is_empty() {
+            true => "only what is decided",
+            false => "the last plan's choices",
+        }
+        .to_string(),
         family: None,
         plan,
         proposed: estimate.step,
@@ -139,10 +143,10 @@ pub fn provisional(question: &Question, last: &[Choice]) -> Option<Found> {
     plain(&candidate, &programs, &budget).ok()
 }
 
-/// The programs of a step; all of them where only another reaches the peak.
+/// The programs of a step; all of them where only another reaches the device's peak.
 fn programs(plan: &Plan, estimate: &Estimate) -> Result<Vec<Program>> {
     let stepping = estimate::stepping(plan)?;
-    match height(&stepping) == estimate.peak {
+    match height(&stepping).gpu == estimate.peak.gpu {
         true => Ok(stepping),
         false => estimate::all(plan),
     }
@@ -172,7 +176,7 @@ fn plain(candidate: &Candidate, programs: &[Program], budget: &Budget) -> Result
         step: estimate.step,
         tokens_per_second: estimate.tokens_per_second,
         moments: moments(&course),
-        lanes: lanes(&course),
+        lanes: lanes(&course, estimate),
         front: Vec::new(),
         choices: plan.choices.clone(),
         used: plan.choices.iter().map(|c| c.technique.clone()).collect(),

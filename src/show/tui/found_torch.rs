@@ -47,7 +47,7 @@ pub fn solve(settings: &Settings, request: &TorchRequest) -> Result<Found> {
         step,
         tokens_per_second: speed.map_or(0.0, |s| s.tokens_per_second),
         moments: moments(&chosen.answer, &phases, step),
-        lanes: vec![lane("device", marks(&phases).into_iter(), step.0)],
+        lanes: vec![lane("device", step, marks(&phases).into_iter(), step.0)],
         front: front(&answer, settings),
         choices: Vec::new(),
         used,

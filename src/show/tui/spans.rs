@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use super::found::Part;
 use crate::graph::tensor::Role;
 use crate::graph::{Phase, Stream};
-use crate::show::course::{Course, Sample, Walk};
+use crate::machine::estimate::Estimate;
+use crate::show::course::{Course, Sample, Walk, in_step};
 use crate::show::memory::phase_name;
 use crate::spec::job::Place;
 use crate::spec::units::{Bytes, Seconds};
@@ -117,14 +118,15 @@ fn queue_name(stream: Stream) -> &'static str {
     }
 }
 
-/// What each queue does in each span.
-pub fn lanes(course: &Course) -> Vec<Lane> {
-    let lane = |stream: Stream| {
-        let marks = course.walks.iter().flat_map(|walk| marks(walk, stream));
-        lane(queue_name(stream), marks, course.end())
+/// What each queue does in each span of the programs of a step; how long in a step, `estimate` says.
+pub fn lanes(course: &Course, estimate: &Estimate) -> Vec<Lane> {
+    let walks = || course.walks.iter().filter(|w| in_step(w.program.when));
+    let end = walks().map(Walk::end).fold(0.0, f64::max);
+    let lane = |(&stream, &busy): (&Stream, &f64)| {
+        let marks = walks().flat_map(|walk| marks(walk, stream));
+        lane(queue_name(stream), Seconds(busy), marks, end)
     };
-    let all = Stream::ALL.into_iter().map(lane);
-    all.filter(|lane| lane.busy.0 > 0.0).collect()
+    estimate.busy.iter().map(lane).collect()
 }
 
 /// When a walk's instructions of one stream run, and their phases.
@@ -144,17 +146,16 @@ fn marks<'a>(
     })
 }
 
-/// Work of a queue from `marks`, in equal spans of `end` seconds.
+/// A queue that is `busy` for so long in a step, its work at `marks` in equal spans of `end` seconds.
 pub(super) fn lane(
     name: &'static str,
+    busy: Seconds,
     marks: impl Iterator<Item = (f64, f64, &'static str)>,
     end: f64,
 ) -> Lane {
     let span = end / SPANS as f64;
-    let mut busy = 0.0;
     let mut shares: Vec<BTreeMap<&'static str, f64>> = vec![BTreeMap::new(); SPANS];
     for (start, stop, phase) in marks.filter(|_| span > 0.0) {
-        busy += stop - start;
         let (first, last) = ((start / span) as usize, (stop / span) as usize);
         for (at, share) in shares.iter_mut().enumerate().take(last + 1).skip(first) {
             let (from, to) = (span * at as f64, span * (at + 1) as f64);
@@ -169,7 +170,7 @@ pub(super) fn lane(
     });
     Lane {
         name,
-        busy: Seconds(busy),
+        busy,
         spans: spans.collect(),
     }
 }

@@ -165,10 +165,7 @@ pub fn verdict(state: &State) -> String {
             }
         }
         Some((found, Freshness::Provisional)) => {
-            format!(
-                "provisional, with the last plan's choices: {}",
-                found.sentence
-            )
+            format!("provisional, with {}: {}", found.name, found.sentence)
         }
         Some((found, Freshness::Stale)) => {
             format!("stale, of what was chosen before: {}", found.sentence)
