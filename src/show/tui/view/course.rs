@@ -37,7 +37,11 @@ pub fn memory(frame: &mut Frame, area: Rect, state: &State, found: &Found, look:
         None => "device peak",
         Some(_) => "device",
     };
-    let said = format!("{what} {} at {}, {}", at.total, Seconds(at.time), at.phase);
+    let said = match at.parts.is_empty() {
+        false => format!("{what} {} at {}, {}", at.total, Seconds(at.time), at.phase),
+        // Within a phase nothing is told of when.
+        true => format!("{what} {} in {}", at.total, at.phase),
+    };
     let inside = title(frame, area, &said, look);
     let named = (inside.height / 4).clamp(1, 4);
     let rows = inside.height.saturating_sub(named + 1);
@@ -106,6 +110,11 @@ impl<'a> Curve<'a> {
         }
     }
 
+    /// Whether more is held than there is.
+    fn is_over(&self, moment: &Moment) -> bool {
+        self.budget.is_some_and(|most| moment.total.0 > most)
+    }
+
     /// Eighths of rows that some bytes fill.
     fn eighths(&self, bytes: u64) -> usize {
         (u128::from(bytes) * (self.rows * 8) as u128 / u128::from(self.top)) as usize
@@ -139,6 +148,7 @@ impl<'a> Curve<'a> {
             match (filled, at == self.pointed) {
                 (0, true) => ('│', look.strong()),
                 (0, false) if Some(row) == limit => ('╌', look.dim()),
+                (8, _) if Some(row) == limit && self.is_over(moment) => ('╌', look.bad()),
                 (8, _) => (mark, style),
                 (_, _) => (PARTS[filled], style),
             }
