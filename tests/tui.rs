@@ -5,10 +5,10 @@ use std::time::Instant;
 use memfit::plan::file::JobText;
 use memfit::show::tui::found;
 use memfit::show::tui::keys::{self, Effect};
-use memfit::show::tui::settings::Settings;
+use memfit::show::tui::settings::{Question, Settings};
 use memfit::show::tui::state::{Freshness, State};
 use memfit::show::tui::view::{self, Look};
-use memfit::spec::job::{HostText, Precision};
+use memfit::spec::job::{HostText, Job, Precision};
 use memfit::spec::units::Bytes;
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
@@ -463,18 +463,14 @@ fn dials_go_through_words_that_techniques_take() {
     use memfit::plan::{Choice, Plan};
     use memfit::show::tui::dial;
     use memfit::technique::TECHNIQUES;
-    let job = settings("small", "24GB", 64).question().unwrap();
-    let memfit::show::tui::settings::Question::Memfit(request) = job else {
-        panic!("not memfit's");
-    };
+    let job = job_of(&settings("small", "24GB", 64).question().unwrap());
     let mut turned = 0;
     for technique in TECHNIQUES {
         let card = technique.card();
         for argument in card.arguments {
             for word in dial::words(argument) {
                 let choice = Choice::new(card.name, "*", &[(argument.key, word)]);
-                let made = Plan::new(request.job.clone(), vec![choice])
-                    .and_then(|p| p.steps().map(|_| ()));
+                let made = Plan::new(job.clone(), vec![choice]).and_then(|p| p.steps().map(|_| ()));
                 let said = made.map_or_else(|e| e.to_string(), |()| String::new());
                 let unknown = said.contains(&format!("unknown {}", argument.key))
                     || said.contains("not a number");
@@ -497,6 +493,13 @@ fn large() -> State {
     State::new(Settings { job, ..settings })
 }
 
+fn job_of(question: &Question) -> Job {
+    match question {
+        Question::Memfit(request) => request.job.clone(),
+        Question::Torch(_) => panic!("not memfit's"),
+    }
+}
+
 #[test]
 fn what_the_last_plan_would_take_is_known_before_the_answer() {
     let mut state = large();
@@ -516,8 +519,10 @@ fn what_the_last_plan_would_take_is_known_before_the_answer() {
         1e3 * priced,
         1e3 * solved
     );
-    let (found, _) = state.shown().unwrap();
-    assert!(provisional.step.0 >= found.step.0 || !provisional.fits);
+    let whole = memfit::plan::Plan::new(job_of(&question), provisional.choices.clone()).unwrap();
+    let proved = memfit::machine::estimate::proved(&whole).unwrap();
+    assert_eq!(provisional.bars[0].used, proved.peak.gpu);
+    assert_eq!(provisional.step, proved.step);
     assert!(priced < solved);
 }
 
