@@ -105,7 +105,7 @@ fn decimal(number: f64, up: bool) -> String {
     let mut ladder = (-12..6).flat_map(|p| [1.0, 2.0, 5.0].map(|d| d * 10f64.powi(p)));
     let next = match larger {
         true => ladder.find(|&n| n > size * 1.000_001),
-        false => ladder.filter(|&n| n < size * 0.999_999).last(),
+        false => ladder.rev().find(|&n| n < size * 0.999_999),
     };
     let next = next.unwrap_or(size).copysign(number);
     match next.abs() < 1e-3 {

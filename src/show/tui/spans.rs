@@ -16,6 +16,9 @@ pub const SPANS: usize = 240;
 /// Most names of what is alive.
 const NAMES: usize = 12;
 
+/// Bytes by name.
+pub type Alive = Vec<(String, Bytes)>;
+
 /// What the device holds in a span of time.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Moment {
@@ -28,7 +31,7 @@ pub struct Moment {
     /// By part, from the bottom of the picture; none where only the total is known.
     pub parts: Vec<(Part, Bytes)>,
     /// Who is alive, layers alike as one, the largest first.
-    pub alive: Vec<(String, Bytes)>,
+    pub alive: Alive,
 }
 
 /// What a queue does over the step.
@@ -46,7 +49,7 @@ pub struct Lane {
 pub fn moments(course: &Course) -> Vec<Moment> {
     let span = course.end() / SPANS as f64;
     let columns = course.columns(Place::Gpu, SPANS).into_iter();
-    let mut last: Option<(usize, usize, Vec<(String, Bytes)>)> = None;
+    let mut last: Option<(usize, usize, Alive)> = None;
     let moment = |(at, sample): (usize, &Sample)| {
         let same = last
             .take()
@@ -86,7 +89,7 @@ fn stacked(roles: &BTreeMap<Role, Bytes>) -> Vec<(Part, Bytes)> {
 }
 
 /// Bytes by name, layers alike as one, the largest first.
-fn by_name<'a>(held: impl Iterator<Item = (&'a str, Bytes)>) -> Vec<(String, Bytes)> {
+fn by_name<'a>(held: impl Iterator<Item = (&'a str, Bytes)>) -> Alive {
     let mut names: BTreeMap<String, Bytes> = BTreeMap::new();
     for (name, bytes) in held {
         *names.entry(any_layer(name)).or_default() += bytes;

@@ -314,7 +314,9 @@ impl State {
             ..self.settings.clone()
         };
         let spots = known.found.front.iter().filter(|s| s.memory <= within);
-        spots.last().filter(|_| same == known.settings)
+        spots
+            .max_by_key(|s| s.memory)
+            .filter(|_| same == known.settings)
     }
 
     /// Walks along the front.
