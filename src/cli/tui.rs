@@ -104,7 +104,7 @@ fn begin(args: &Args) -> Result<Settings> {
 
 /// Draws, waits, and does what is asked, until it is left; with the signal where that was why.
 fn explore(screen: &mut Screen, mut state: State) -> std::io::Result<(State, Option<i32>)> {
-    let look = Look::new(!std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty()));
+    let look = Look::new(std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()));
     let (sender, events) = channel();
     let desk = Desk::open(&sender);
     watch(&sender)?;

@@ -46,6 +46,9 @@ impl Said {
     }
 }
 
+/// What a worker makes of a question.
+type Work = fn(&Asked) -> Option<What>;
+
 /// Where the last question waits.
 #[derive(Default)]
 struct Slot {
@@ -81,8 +84,7 @@ pub struct Desk {
 impl Desk {
     /// Workers whose answers go to `sender`.
     pub fn open(sender: &Sender<Event>) -> Desk {
-        let workers: [(&str, fn(&Asked) -> Option<What>); 2] =
-            [("search", solve), ("pricing", price)];
+        let workers: [(&str, Work); 2] = [("search", solve), ("pricing", price)];
         let slots = workers.map(|(name, work)| {
             let slot = Arc::new(Slot::default());
             let (own, to) = (slot.clone(), sender.clone());

@@ -174,7 +174,7 @@ impl<'a> Curve<'a> {
 
 /// Draws what each queue does over the step.
 pub fn lanes(frame: &mut Frame, area: Rect, found: &Found, look: &Look) {
-    let said = format!("a step, {}, by queue", found.step);
+    let said = format!("queues of a step, {}", found.step);
     let inside = title(frame, area, &said, look);
     let lines = found
         .lanes

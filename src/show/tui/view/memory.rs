@@ -42,7 +42,10 @@ fn figures(bar: &Bar, look: &Look) -> Line<'static> {
     let over = bar.used.saturating_sub(bar.most);
     let mut spans = vec![
         Span::styled(format!("{} ", bar.label), look.strong()),
-        Span::styled(format!("{} of {}", bar.used, bar.most), look.plain()),
+        Span::styled(
+            format!("{} of {}", short(bar.used), short(bar.most)),
+            look.plain(),
+        ),
     ];
     spans.push(match (over, bar.most.0) {
         (Bytes::ZERO, 0) => Span::raw(""),
