@@ -45,6 +45,17 @@ pub struct Found {
     pub file: Option<String>,
 }
 
+/// Settings with what was found for them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Known {
+    /// The settings.
+    pub settings: Settings,
+    /// What was found.
+    pub found: Found,
+    /// How long the search took, where that is told.
+    pub seconds: Option<Seconds>,
+}
+
 /// A part of what is held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {

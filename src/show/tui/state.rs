@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::found::{Found, Spot};
+use super::found::{Found, Known, Spot};
 use super::palette::Palette;
 use super::prompt::Line;
 use super::rows::{Row, rows};
@@ -42,17 +42,6 @@ pub enum Popup {
     Save(Line),
     /// A text to read.
     Text(&'static str, String),
-}
-
-/// Settings with what was found for them.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Known {
-    /// The settings.
-    pub settings: Settings,
-    /// What was found.
-    pub found: Found,
-    /// How long the search took, where that is told.
-    pub seconds: Option<Seconds>,
 }
 
 /// The whole state.

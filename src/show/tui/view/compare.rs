@@ -9,8 +9,8 @@ use ratatui::widgets::{Paragraph, Wrap};
 
 use super::memory::{part_name, short};
 use super::{Look, clipped, title};
-use crate::show::tui::found::{Bar, Found};
-use crate::show::tui::state::{Known, State};
+use crate::show::tui::found::{Bar, Found, Known};
+use crate::show::tui::state::State;
 use crate::spec::units::{Bytes, Seconds};
 
 /// Columns of names.
