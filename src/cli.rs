@@ -20,6 +20,7 @@ mod run;
 mod subject;
 mod trace;
 mod trial;
+mod tui;
 mod validate;
 mod words;
 
@@ -66,6 +67,8 @@ enum Command {
     Gpus(Box<gpus::Args>),
     /// Find the largest model, batch and sequence that a device can train
     Fit(Box<fit::Args>),
+    /// Explore trade-offs in the terminal
+    Tui(Box<tui::Args>),
     /// Train by a plan
     Run(Box<run::Args>),
     /// Try several methods on your model and text, and take the cheapest that learns as well
@@ -151,6 +154,7 @@ fn run(cli: &Cli) -> Result<Answer> {
         Command::Fit(args) => fit::fit(args, quiet),
         Command::Run(args) => run::run(args, quiet),
         Command::Trial(args) => trial::trial(args, quiet),
+        Command::Tui(args) => tui::tui(args),
         Command::Estimate(args) => estimate::estimate(args),
         Command::Validate(args) => validate::validate(args, quiet),
         Command::Explain(args) => explain::explain(args),

@@ -76,6 +76,7 @@ mod trace;
 mod trainers;
 mod training;
 mod trial;
+mod tui;
 mod weights;
 mod zeroth_order;
 mod zo_hybrid;

@@ -7,8 +7,7 @@ use memfit::plan::file::{JobText, PlanFile};
 use memfit::plan::{Choice, Request};
 use memfit::show::choice::class_name;
 use memfit::show::job::Asked;
-use memfit::spec::job::{Exactness, Host, Precision, parse_ram};
-use memfit::spec::units::{Bytes, parse_rate, parse_size};
+use memfit::spec::job::{Exactness, Host, HostText, Precision};
 use memfit::spec::{catalog, device};
 
 /// Positions of a sequence where none are given and the model takes so many.
@@ -112,41 +111,24 @@ impl JobArgs {
     /// # Errors
     /// Where a size or rate cannot be read.
     pub fn host(&self, base: Host) -> Result<Host> {
-        let size = |what, text: &Option<String>, or: Bytes| match text {
-            Some(text) => parse_size(what, text).map(|size| size.bytes),
-            None => Ok(or),
-        };
-        let rate = |what, text: &Option<String>, or: f64| match text {
-            Some(text) => parse_rate(what, text),
-            None => Ok(or),
-        };
-        let memory = |what, text: &Option<String>| text.as_ref().map(|t| parse_ram(what, t));
-        let link = self.link.as_ref().map(|t| parse_rate("--link", t));
-        Ok(Host {
-            ram: memory("--ram", &self.ram).unwrap_or(Ok(base.ram))?,
-            kept: base.kept,
-            pinned: memory("--pinned", &self.pinned)
-                .transpose()?
-                .or(base.pinned),
-            disk: size("--disk", &self.disk, base.disk)?,
-            disk_rate: rate("--disk-rate", &self.disk_rate, base.disk_rate)?,
-            link: link.transpose()?.or(base.link),
-            dram: rate("--dram", &self.dram, base.dram)?,
-        })
+        self.machine().open(base)
+    }
+
+    /// The machine's values as given.
+    pub fn machine(&self) -> HostText {
+        HostText {
+            ram: self.ram.clone(),
+            pinned: self.pinned.clone(),
+            disk: self.disk.clone(),
+            disk_rate: self.disk_rate.clone(),
+            link: self.link.clone(),
+            dram: self.dram.clone(),
+        }
     }
 
     /// Names of the machine's values that are given.
     pub fn given(&self) -> BTreeSet<&'static str> {
-        let values = [
-            ("ram", &self.ram),
-            ("pinned", &self.pinned),
-            ("disk", &self.disk),
-            ("disk_rate", &self.disk_rate),
-            ("link", &self.link),
-            ("dram", &self.dram),
-        ];
-        let given = values.iter().filter(|(_, value)| value.is_some());
-        given.map(|(name, _)| *name).collect()
+        self.machine().given()
     }
 
     /// The choices made already.

@@ -3,13 +3,13 @@
 use std::fs;
 use std::path::PathBuf;
 
-use clap::{Command, CommandFactory};
+use clap::CommandFactory;
 use clap_complete::Shell;
 use clap_mangen::Man;
 use memfit::error::{Error, Result};
 use serde_json::json;
 
-use super::{Answer, Cli, DONE, files};
+use super::{Answer, Cli, DONE};
 
 /// Arguments of `completions`.
 #[derive(Debug, clap::Args)]
@@ -51,37 +51,21 @@ pub fn completions(args: &CompletionsArgs) -> Result<Answer> {
 pub fn man(args: &ManArgs) -> Result<Answer> {
     let cli = Cli::command();
     let Some(dir) = &args.output else {
-        let text = page("memfit", &cli)?;
+        let mut page = Vec::new();
+        let rendered = Man::new(cli).render(&mut page);
+        rendered.map_err(|e| Error::io("memfit.1", "render", e))?;
+        let text = String::from_utf8_lossy(&page).into_owned();
         return Ok(Answer {
             json: json!({"page": text}),
             text,
             status: DONE,
         });
     };
-    fs::create_dir_all(dir).map_err(|e| Error::io(dir, "make", e))?;
-    let commands = cli
-        .get_subcommands()
-        .map(|c| (format!("memfit-{}", c.get_name()), c));
-    let mut written = Vec::new();
-    for (name, command) in [("memfit".to_string(), &cli)].into_iter().chain(commands) {
-        let path = dir.join(format!("{name}.1"));
-        files::write(&path, &page(&name, command)?)?;
-        written.push(path);
-    }
-    let lines = written
-        .iter()
-        .map(|path| format!("wrote {}\n", path.display()));
+    let written = fs::create_dir_all(dir).and_then(|()| clap_mangen::generate_to(cli, dir));
+    written.map_err(|e| Error::io(dir, "write", e))?;
     Ok(Answer {
-        text: lines.collect(),
-        json: json!({"written": written}),
+        text: format!("wrote the pages into {}\n", dir.display()),
+        json: json!({"written": dir}),
         status: DONE,
     })
-}
-
-fn page(name: &str, command: &Command) -> Result<String> {
-    let mut page = Vec::new();
-    let named = command.clone().name(name.to_string());
-    let rendered = Man::new(named).render(&mut page);
-    rendered.map_err(|e| Error::io(name, "render", e))?;
-    Ok(String::from_utf8_lossy(&page).into_owned())
 }

@@ -14,6 +14,7 @@ use memfit::spec::cost::{Cost, Tariff};
 use memfit::spec::job::{Job, Precision};
 use memfit::spec::model::Head;
 use memfit::spec::torch::{Task, TorchDtype, TorchOptions};
+use memfit::spec::units::parse_size;
 use serde_json::{Value, json};
 
 use super::cost::CostArgs;
@@ -33,6 +34,9 @@ pub struct Args {
     /// With --engine torch: options of the step that are decided already, such as attn=eager,lora.r=16; may be repeated
     #[arg(long, value_name = "KEY=VALUE,…")]
     pub(super) torch: Vec<String>,
+    /// Most of the device's memory that the plan may take, such as 20GiB [default: all that is not reserved]
+    #[arg(long, value_name = "SIZE")]
+    pub(super) within: Option<String>,
     /// Write the plan to this file, with what it is claimed to take; with --engine torch, the trainer's arguments as JSON
     #[arg(short, long, value_name = "FILE")]
     pub(super) output: Option<PathBuf>,
@@ -60,7 +64,12 @@ pub fn plan(args: &Args) -> Result<Answer> {
         return Err(Error::value("--torch", text, why, "add --engine torch"));
     }
     let (goal, tariff) = (args.cost.goal()?, args.cost.tariff()?);
-    let (request, asked) = args.job.request()?;
+    let (mut request, asked) = args.job.request()?;
+    if let Some(text) = &args.within {
+        let most = parse_size("--within", text)?.bytes;
+        let target = &mut request.job.target;
+        target.device = target.device.clone().within(most);
+    }
     let (request, answer) = goal::search(&request, goal)?;
     let status = match (&answer.outcome, &args.output) {
         (Outcome::Fits(best), Some(path)) => {

@@ -1,16 +1,14 @@
 //! `memfit plan --engine torch`: the fastest options of PyTorch that fit, and the flags that set them.
 
 use memfit::error::{Error, Result};
-use memfit::search::torch::{self, Chosen, TorchOutcome, TorchRequest};
+use memfit::search::torch::{self, Chosen, TorchOutcome};
 use memfit::show::money;
 use memfit::show::torch_plan::{self, Page};
 use memfit::spec::cost::{Cost, Tariff};
 use memfit::spec::device::Device;
-use memfit::spec::job::Precision;
-use memfit::spec::model::Head;
-use memfit::spec::torch::{Task, TorchDtype, TorchOptions};
-use memfit::spec::{catalog, device, trainer};
-use serde_json::{Map, Value, json};
+use memfit::spec::torch::TorchOptions;
+use memfit::spec::trainer;
+use serde_json::{Value, json};
 
 use super::plan::Args;
 use super::{Answer, DONE, MISFIT, complain, files};
@@ -25,33 +23,15 @@ pub fn plan(args: &Args) -> Result<Answer> {
         let next = "decide options of PyTorch with --torch, such as --torch checkpointing=full";
         return Err(Error::value("--fix", fix, why, next));
     }
+    if let Some(within) = &args.within {
+        let why = "PyTorch takes what it takes of the device";
+        let next = "leave it out, or give a smaller --gpu";
+        return Err(Error::value("--within", within, why, next));
+    }
     let tariff = cost(args)?;
     let text = args.job.text(None)?;
-    let model = catalog::open(&text.model)?;
     let given = TorchOptions::pairs(&args.torch.join(","))?;
-    let mut fixed: Vec<String> = given.keys().cloned().collect();
-    let mut options = reference(
-        &text.optimizer,
-        text.precision,
-        model.head == Head::MaskedLm,
-    );
-    options.insert("batch".into(), text.batch.into());
-    options.insert("seq".into(), text.seq.into());
-    if given.contains_key("optimizer") {
-        options.remove("optimizer_impl");
-    }
-    options.extend(given);
-    // A batch that is decided is one of the job, not a split of it.
-    fixed.retain(|key| key != "seq");
-    let mut reference = TorchOptions::from_json(&Value::Object(options))?;
-    memfit::machine::pytorch::settle_targets(&model, &mut reference, true)?;
-    let request = TorchRequest {
-        model,
-        device: device::find(&text.gpu)?,
-        reference,
-        fixed,
-        allow: args.job.class()?,
-    };
+    let request = torch_plan::request(&text, given, args.job.class()?)?;
     let answer = torch::search(&request)?;
     let chosen = match &answer.outcome {
         TorchOutcome::Fits(chosen) => chosen,
@@ -114,26 +94,4 @@ fn save(args: &Args, outcome: &TorchOutcome, written: &trainer::Written) -> Resu
             Ok(MISFIT)
         }
     }
-}
-
-/// The job with nothing chosen: the Trainer's own defaults in the job's precision, with its optimizer.
-fn reference(optimizer: &str, precision: Precision, masked: bool) -> Map<String, Value> {
-    let autocast = match precision {
-        Precision::F32 => Value::Null,
-        Precision::Bf16 => TorchDtype::Bf16.name().into(),
-        Precision::Fp16 => TorchDtype::Fp16.name().into(),
-    };
-    let task = if masked {
-        Task::MaskedLm
-    } else {
-        Task::CausalLm
-    };
-    let all = [
-        ("task", task.name().into()),
-        ("autocast", autocast),
-        ("optimizer", optimizer.into()),
-    ];
-    all.map(|(key, value)| (key.to_string(), value))
-        .into_iter()
-        .collect()
 }

@@ -16,6 +16,12 @@ const MOST: usize = 1 << 19;
 #[derive(Debug, Clone)]
 pub struct Lowered(Arc<Vec<Program>>);
 
+impl From<Vec<Program>> for Lowered {
+    fn from(programs: Vec<Program>) -> Lowered {
+        Lowered(Arc::new(programs))
+    }
+}
+
 impl Deref for Lowered {
     type Target = [Program];
     fn deref(&self) -> &[Program] {
@@ -81,14 +87,14 @@ impl Drop for Keeping {
 /// As `lower`.
 pub fn of(plan: &Plan, lower: impl FnOnce() -> Result<Vec<Program>>) -> Result<Lowered> {
     if store().keepers == 0 {
-        return Ok(Lowered(Arc::new(lower()?)));
+        return Ok(Lowered::from(lower()?));
     }
     let key = key(plan);
     if let Some(found) = store().find(&key) {
         return Ok(found);
     }
     // Nothing is locked meanwhile: lowering may wait for threads that look something up.
-    let lowered = Lowered(Arc::new(lower()?));
+    let lowered = Lowered::from(lower()?);
     store().insert(key, lowered.clone());
     Ok(lowered)
 }

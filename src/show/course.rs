@@ -79,8 +79,17 @@ impl<'a> Course<'a> {
     /// # Errors
     /// None of its own.
     pub fn of_step(plan: &Plan, programs: &'a [Program]) -> Result<Course<'a>> {
-        let mut chosen: Vec<&Program> = programs.iter().filter(|p| in_step(p.when)).collect();
-        chosen.sort_by_key(|p| rank(p.when));
+        Course::simulated(plan, stepping(programs))
+    }
+
+    /// The simulated course of a step of `plan`, and behind it of what runs outside of a step and alone reaches the peak of a place: the
+    /// largest sample of each place is always the peak of the plan.
+    ///
+    /// # Errors
+    /// None of its own.
+    pub fn whole(plan: &Plan, programs: &'a [Program]) -> Result<Course<'a>> {
+        let mut chosen = stepping(programs);
+        chosen.extend(peaking(programs));
         Course::simulated(plan, chosen)
     }
 
@@ -89,20 +98,7 @@ impl<'a> Course<'a> {
     /// # Errors
     /// None of its own.
     pub fn outside(plan: &Plan, programs: &'a [Program]) -> Result<Course<'a>> {
-        let peak = crate::program::height(programs);
-        let reach = |place: Place| {
-            programs
-                .iter()
-                .filter(move |p| p.height[place] == peak[place])
-        };
-        let mut chosen: Vec<&Program> = Vec::new();
-        for place in Place::ALL {
-            let known = |p: &&Program| in_step(p.when) || chosen.iter().any(|c| c.when == p.when);
-            if !reach(place).any(|p| known(&p)) {
-                chosen.extend(reach(place).next());
-            }
-        }
-        Course::simulated(plan, chosen)
+        Course::simulated(plan, peaking(programs))
     }
 
     fn simulated(plan: &Plan, programs: Vec<&'a Program>) -> Result<Course<'a>> {
@@ -221,4 +217,29 @@ fn held(holding: &Holding, program: &Program, place: Place) -> Sample {
         total: holding.total[place] + unused(program, place),
         roles,
     }
+}
+
+/// The programs of a step, in the order in which they run.
+fn stepping(programs: &[Program]) -> Vec<&Program> {
+    let mut chosen: Vec<&Program> = programs.iter().filter(|p| in_step(p.when)).collect();
+    chosen.sort_by_key(|p| rank(p.when));
+    chosen
+}
+
+/// The programs outside of a step that alone reach the peak of a place.
+fn peaking(programs: &[Program]) -> Vec<&Program> {
+    let peak = crate::program::height(programs);
+    let reach = |place: Place| {
+        programs
+            .iter()
+            .filter(move |p| p.height[place] == peak[place])
+    };
+    let mut chosen: Vec<&Program> = Vec::new();
+    for place in Place::ALL {
+        let known = |p: &&Program| in_step(p.when) || chosen.iter().any(|c| c.when == p.when);
+        if !reach(place).any(|p| known(&p)) {
+            chosen.extend(reach(place).next());
+        }
+    }
+    chosen
 }

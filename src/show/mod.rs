@@ -28,6 +28,7 @@ pub mod text;
 pub mod torch_plan;
 pub mod trace;
 pub mod trial;
+pub mod tui;
 pub mod validation;
 
 /// Columns of the widest line.

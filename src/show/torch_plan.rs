@@ -1,16 +1,20 @@
 //! The answer to `plan --engine torch`, for people and for programs.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::choice::class_name;
 use super::pytorch::step;
 use super::table::{Column, Table, labelled};
+use crate::error::Result;
+use crate::machine::pytorch::settle_targets;
 use crate::plan::file::JobText;
 use crate::search::torch::{Chosen, TorchAnswer, TorchCandidate, TorchOutcome, TorchRequest};
-use crate::spec::job::Exactness;
-use crate::spec::torch::{Checkpointing, TorchOptions};
+use crate::spec::job::{Exactness, Precision};
+use crate::spec::model::Head;
+use crate::spec::torch::{Checkpointing, Task, TorchDtype, TorchOptions};
 use crate::spec::trainer::{self, Written};
 use crate::spec::units::Seconds;
+use crate::spec::{catalog, device};
 
 /// Columns of a label.
 const LABEL: usize = 11;
@@ -30,6 +34,60 @@ pub struct Page<'a> {
     pub chosen: &'a Chosen,
     /// The same for a trainer.
     pub written: &'a Written,
+}
+
+/// The question that a job in words asks of PyTorch, with the options of `given` decided already.
+///
+/// # Errors
+/// Where a name is unknown, or an option cannot be.
+pub fn request(
+    asked: &JobText,
+    given: Map<String, Value>,
+    allow: Exactness,
+) -> Result<TorchRequest> {
+    let model = catalog::open(&asked.model)?;
+    let mut fixed: Vec<String> = given.keys().cloned().collect();
+    let masked = model.head == Head::MaskedLm;
+    let mut options = reference(&asked.optimizer, asked.precision, masked);
+    options.insert("batch".into(), asked.batch.into());
+    options.insert("seq".into(), asked.seq.into());
+    if given.contains_key("optimizer") {
+        options.remove("optimizer_impl");
+    }
+    options.extend(given);
+    // A batch that is decided is one of the job, not a split of it.
+    fixed.retain(|key| key != "seq");
+    let mut reference = TorchOptions::from_json(&Value::Object(options))?;
+    settle_targets(&model, &mut reference, true)?;
+    Ok(TorchRequest {
+        model,
+        device: device::find(&asked.gpu)?,
+        reference,
+        fixed,
+        allow,
+    })
+}
+
+/// The job with nothing chosen: the Trainer's own defaults in the job's precision, with its optimizer.
+fn reference(optimizer: &str, precision: Precision, masked: bool) -> Map<String, Value> {
+    let autocast = match precision {
+        Precision::F32 => Value::Null,
+        Precision::Bf16 => TorchDtype::Bf16.name().into(),
+        Precision::Fp16 => TorchDtype::Fp16.name().into(),
+    };
+    let task = if masked {
+        Task::MaskedLm
+    } else {
+        Task::CausalLm
+    };
+    let all = [
+        ("task", task.name().into()),
+        ("autocast", autocast),
+        ("optimizer", optimizer.into()),
+    ];
+    all.map(|(key, value)| (key.to_string(), value))
+        .into_iter()
+        .collect()
 }
 
 /// The page.

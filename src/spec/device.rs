@@ -168,6 +168,13 @@ impl Device {
         kinds.iter().find_map(of)
     }
 
+    /// The same device as if a program might use no more than `most` of it.
+    pub fn within(mut self, most: Bytes) -> Device {
+        let kept = self.memory.saturating_sub(self.budget());
+        self.memory = self.memory.min(kept + most);
+        self
+    }
+
     /// Reads the text of a device file; `origin` names it in errors.
     ///
     /// # Errors

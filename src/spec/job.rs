@@ -1,5 +1,6 @@
 //! The job: which model is trained with which batch, on what.
 
+mod host;
 mod place;
 
 use std::fmt;
@@ -12,6 +13,7 @@ use crate::spec::device::Device;
 use crate::spec::model::ModelSpec;
 use crate::spec::units::{Bytes, parse_size};
 
+pub use host::HostText;
 pub use place::{Budget, PerPlace, Place};
 
 /// Above this, sums of sizes in bytes could leave 64 bits.
