@@ -339,7 +339,7 @@ fn what_fits_most_is_planned_and_one_more_does_not_fit() {
     assert_eq!(exact["batch"]["ended_by"], "memory");
     let plan = |batch: u64, status: i32| {
         let line = format!(
-            "plan --gpu 40MiB --ram 100MB --disk 1MB --seq 32 --model tiny --goal full --batch {batch}"
+            "plan --gpu 40MiB --ram 100MB --disk 1MB --seq 32 --model tiny --goal full --batch {batch} --fix accumulate:micro={batch}"
         );
         json(&line, status)
     };

@@ -4,11 +4,11 @@ use rayon::prelude::*;
 
 use super::goal::{self, Goal};
 use super::problem::Problems;
-use super::{Candidate, price};
+use super::{Candidate, families};
 use crate::error::Result;
 use crate::machine::estimate::{self, Estimate};
 use crate::machine::lowered;
-use crate::plan::{Plan, Request};
+use crate::plan::{Choice, Plan, Request};
 use crate::spec::job::Exactness;
 use crate::spec::model::ModelSpec;
 
@@ -145,7 +145,7 @@ fn largest_model(
         let middle = (low + high) / 2;
         progress(&format!("{}: {}", class.title(), models[middle].name));
         let request = class.asked(&at(models[middle])?);
-        match goal::best(&request, Some(class.goal())) {
+        match planned(&request, class) {
             Ok(Some(plan)) => {
                 largest = Some((request, plan));
                 low = middle + 1;
@@ -205,7 +205,7 @@ fn most(request: &Request, class: Class, known: &Candidate, end: u64, extent: Ex
             true => (low.0 + step).min(end),
             false => (low.0 + high) / 2,
         };
-        match planned(&extent.at(request, next), class) {
+        match planned(&extent.at(request, next), class).unwrap_or_default() {
             Some(plan) => (low, step, searched) = ((next, plan), step * 2, true),
             None => high = next,
         }
@@ -213,7 +213,7 @@ fn most(request: &Request, class: Class, known: &Candidate, end: u64, extent: Ex
     let (count, plan) = low;
     let fastest = match searched {
         true => None,
-        false => planned(&extent.at(request, count), class),
+        false => planned(&extent.at(request, count), class).unwrap_or_default(),
     };
     Most {
         count,
@@ -222,9 +222,32 @@ fn most(request: &Request, class: Class, known: &Candidate, end: u64, extent: Ex
     }
 }
 
-/// The fastest plan; none where none fits, and none where the job cannot be planned so large.
-fn planned(request: &Request, class: Class) -> Option<Candidate> {
-    goal::best(request, Some(class.goal())).unwrap_or_default()
+/// The fastest plan of the batch in one piece; none where none fits.
+///
+/// # Errors
+/// Where the job is wrong.
+fn planned(request: &Request, class: Class) -> Result<Option<Candidate>> {
+    let whole = undivided(request);
+    let mut plan = goal::best(&whole, Some(class.goal()))?;
+    if let Some(plan) = plan.as_mut().filter(|_| whole.fixed != request.fixed) {
+        plan.plan.choices.retain(|c| c.technique != ACCUMULATE);
+    }
+    Ok(plan)
+}
+
+/// What divides a batch.
+const ACCUMULATE: &str = "accumulate";
+
+/// `request` with its batch in one piece, where it does not say otherwise: in pieces any batch fits that a part of it does.
+fn undivided(request: &Request) -> Request {
+    let mut whole = request.clone();
+    if !request.fixed.iter().any(|c| c.technique == ACCUMULATE) {
+        let all = request.job.batch.to_string();
+        whole
+            .fixed
+            .push(Choice::new(ACCUMULATE, "*", &[("micro", &all)]));
+    }
+    whole
 }
 
 /// How far beyond `request` and up to `end` the plan goes that takes least there; `None` where it goes no further.
@@ -251,13 +274,15 @@ fn least(request: &Request, class: Class) -> Option<Candidate> {
     let budget = request.job.target.budget();
     let stages = goal::stages(request, Some(class.goal())).ok()?;
     let solved = |request: &Request| Problems::of(request).ok()?.least(request, &budget).ok()?;
-    let mut all: Vec<Candidate> = stages.concat().par_iter().filter_map(solved).collect();
+    let mut asked = stages.concat();
     if class == Class::Lossy {
-        let priced = price::all(request).unwrap_or_default().into_iter();
-        all.extend(priced.filter(|c| c.family.is_some() && class.goal().meets(&c.plan)));
+        let families = families::open(request).iter();
+        asked.extend(families.filter_map(|family| families::request(family, request).ok()));
     }
+    let all: Vec<Candidate> = asked.par_iter().filter_map(solved).collect();
+    let all = all.into_iter().filter(|c| class.goal().meets(&c.plan));
     let taken = |c: &Candidate| (c.excess(&budget), c.estimate.peak.gpu);
-    all.into_iter().min_by_key(taken)
+    all.min_by_key(taken)
 }
 
 /// The choices of `of` in the job of `request`, where they fit as `estimate` has it.

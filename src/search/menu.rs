@@ -194,7 +194,9 @@ pub fn homes(request: &Request, fuses: bool) -> Vec<Home> {
     let parameters_on_disk = offload(&[("what", "parameters"), ("to", "disk")]);
     // With a fused update a gradient is gone before the next one comes; without, it is sent to where its update is.
     // Gradients that micro-batches add to stay on the device.
-    let accumulates = request.fixed.iter().any(|c| c.technique == "accumulate");
+    let whole = request.job.batch.to_string();
+    let divides = |c: &Choice| c.technique == "accumulate" && c.args.0.get("micro") != Some(&whole);
+    let accumulates = request.fixed.iter().any(divides);
     let gradients = (fused.is_none() && !accumulates).then(|| offload(&[("what", "gradients")]));
     let whole: Vec<Choice> = fused.into_iter().collect();
     let with = |name: &str, more: Vec<Choice>| {

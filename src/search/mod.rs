@@ -272,7 +272,8 @@ fn certificate(best: &Candidate, bound: Seconds) -> Certificate {
     let simulated = best.estimate.step;
     Certificate {
         bound,
-        gap: 1.0 - bound.0 / simulated.0,
+        // The bound is the plan's own time where nothing is better, but for the arithmetic.
+        gap: (1.0 - bound.0 / simulated.0).max(0.0),
         class: CLASS,
         proposed: best.proposed,
         simulated,

@@ -32,8 +32,8 @@ pub struct Solved {
 /// Plans that are lowered whole in a round.
 const ROUND: usize = 2;
 
-/// Most plans that are lowered whole for an answer, and layers in all of them.
-const WHOLE: (usize, u64) = (12, 480);
+/// Most plans that are lowered whole of those solved for, and of those others would make; and layers in all of either.
+const WHOLE: (usize, u64) = (8, 320);
 
 /// Plans proposed to be slower than the fastest by this are not solved for: proposals are not so far off.
 const FAR: f64 = 1.25;
@@ -74,13 +74,15 @@ pub fn within(problems: &Problems, request: &Request, budget: &Budget) -> Result
     let bound = bounds.iter().flatten().copied().reduce(f64::min);
     let mut rounds = Rounds::new(problems, request, budget, &bounds);
     while let Some(next) = rounds.next() {
-        let lowered: Vec<Result<Tried>> = (next.into_par_iter())
-            .map(|proposed| rounds.lowered(proposed))
-            .collect();
-        for tried in lowered {
-            rounds.learn(tried?);
+        for tried in rounds.lowered(next)? {
+            rounds.learn(tried);
         }
     }
+    let others = rounds.others();
+    let others = rounds.lowered(others)?;
+    rounds
+        .candidates
+        .extend(others.into_iter().map(|tried| tried.candidate));
     let mut candidates = rounds.candidates;
     if !candidates.iter().any(|c| c.fits(budget)) {
         let least = problems.smallest(budget).into_iter().take(LEAST);
@@ -124,6 +126,8 @@ struct Rounds<'a> {
     /// Within what each problem is solved for.
     rooms: Vec<Room<'a>>,
     open: Vec<Proposed>,
+    /// What others would do.
+    known: Vec<Proposed>,
     tried: Vec<Proposed>,
     candidates: Vec<Candidate>,
 }
@@ -139,38 +143,70 @@ impl<'a> Rounds<'a> {
         let mut open = solved(problems, &room, bounds);
         let best = open.iter().map(|p| p.counts.seconds);
         let best = best.fold(f64::INFINITY, f64::min);
-        open.extend(known(problems, budget, best * FAR));
+        let known = known(problems, budget, best * FAR);
+        open.extend(known.iter().cloned());
         Rounds {
             problems,
             request,
             rooms: vec![room; problems.all.len()],
             open,
+            known,
             tried: Vec::new(),
             candidates: Vec::new(),
         }
     }
 
+    /// Plans that may be lowered whole.
+    fn whole(&self) -> usize {
+        let layers = self.request.job.model.layers.max(1);
+        WHOLE.0.min((WHOLE.1 / layers) as usize).max(ROUND)
+    }
+
+    /// The plans of `proposed`, in their order.
+    fn lowered(&self, proposed: Vec<Proposed>) -> Result<Vec<Tried>> {
+        let all = proposed.into_par_iter();
+        let all: Vec<Result<Tried>> = all.map(|one| self.whole_of(one)).collect();
+        all.into_iter().collect()
+    }
+
+    /// The fastest step that was found to fit.
+    fn best(&self) -> f64 {
+        let fitting = self
+            .candidates
+            .iter()
+            .filter(|c| self.rooms.first().is_some_and(|room| c.fits(room.budget)));
+        fitting
+            .map(|c| c.estimate.step.0)
+            .fold(f64::INFINITY, f64::min)
+    }
+
+    /// What others would do and is proposed to be faster than all that was solved for turned out to be.
+    fn others(&mut self) -> Vec<Proposed> {
+        let best = self.best();
+        let mut others = std::mem::take(&mut self.known);
+        others.retain(|p| p.counts.seconds < best && !self.tried.contains(p));
+        others.sort_by(by_seconds);
+        others.truncate(self.whole());
+        others
+    }
+
     /// What is lowered next; `None` where nothing is proposed to be faster than what was lowered.
     fn next(&mut self) -> Option<Vec<Proposed>> {
-        let budget = self.rooms.first()?.budget;
-        let fitting = self.candidates.iter().filter(|c| c.fits(budget));
-        let best = fitting
-            .map(|c| c.estimate.step.0)
-            .fold(f64::INFINITY, f64::min);
+        let best = self.best();
         self.open
             .retain(|p| p.counts.seconds < best && !self.tried.contains(p));
-        let seconds = |p: &Proposed| p.counts.seconds;
-        self.open.sort_by(|a, b| seconds(a).total_cmp(&seconds(b)));
+        self.open.sort_by(by_seconds);
         self.open.dedup();
-        let layers = self.request.job.model.layers.max(1);
-        let most = WHOLE.0.min((WHOLE.1 / layers) as usize).max(ROUND);
-        let left = most.saturating_sub(self.candidates.len()).min(ROUND);
+        let left = self
+            .whole()
+            .saturating_sub(self.candidates.len())
+            .min(ROUND);
         let next: Vec<Proposed> = self.open.drain(..left.min(self.open.len())).collect();
         (!next.is_empty()).then_some(next)
     }
 
     /// The plan of `proposed`, lowered whole; solved for again while it does not fit.
-    fn lowered(&self, proposed: Proposed) -> Result<Tried> {
+    fn whole_of(&self, proposed: Proposed) -> Result<Tried> {
         let Proposed {
             problem,
             mut counts,
@@ -211,7 +247,8 @@ impl<'a> Rounds<'a> {
         let room = &mut self.rooms[*problem];
         room.held_back = tried.held_back;
         room.loss = [0, 1].map(|half| match copies[half] > 0.0 {
-            true => (tried.halves[half] - counted[half]).max(0.0) / copies[half],
+            // A copy that hides behind nothing adds its own time and no more.
+            true => ((tried.halves[half] - counted[half]) / copies[half]).clamp(0.0, 1.0),
             false => 0.0,
         });
         for open in self.open.iter_mut().filter(|p| p.problem == *problem) {
@@ -225,6 +262,11 @@ impl<'a> Rounds<'a> {
         self.candidates.push(tried.candidate);
         self.tried.push(tried.proposed);
     }
+}
+
+/// The order of what is proposed.
+fn by_seconds(a: &Proposed, b: &Proposed) -> std::cmp::Ordering {
+    a.counts.seconds.total_cmp(&b.counts.seconds)
 }
 
 /// The fastest counts of each problem that may be among the fastest, in the order of their bounds.

@@ -24,6 +24,8 @@ pub fn plan(answer: &Answer, asked: &Asked) -> Value {
     all.insert("alternatives".into(), alternatives::json(answer));
     all.insert("search".into(), search(answer));
     all.insert("front".into(), front(answer));
+    // What only a command that asks for it knows.
+    all.extend(["goal", "cost"].map(|key| (key.to_string(), Value::Null)));
     let proof = answer.certificate.as_ref().map(certificate);
     all.insert("certificate".into(), json!(proof));
     if let Some(misfit) = misfit {
