@@ -228,7 +228,15 @@ fn most(request: &Request, class: Class, known: &Candidate, end: u64, extent: Ex
 /// Where the job is wrong.
 fn planned(request: &Request, class: Class) -> Result<Option<Candidate>> {
     let whole = undivided(request);
-    let mut plan = goal::best(&whole, Some(class.goal()))?;
+    // What is exact comes first in every class, and is found sooner.
+    let exact = match class {
+        Class::Lossy => goal::best(&Class::Exact.asked(&whole), Some(class.goal()))?,
+        _ => None,
+    };
+    let mut plan = match exact {
+        Some(exact) => Some(exact),
+        None => goal::best(&whole, Some(class.goal()))?,
+    };
     if let Some(plan) = plan.as_mut().filter(|_| whole.fixed != request.fixed) {
         plan.plan.choices.retain(|c| c.technique != ACCUMULATE);
     }
