@@ -398,3 +398,80 @@ fn the_pages_are_as_they_were() {
     insta::assert_snapshot!("plan_tiny", page);
     insta::assert_snapshot!("techniques", text("techniques", 0));
 }
+
+/// A job file holds the words of the command line; those given win.
+#[test]
+fn a_job_file_says_what_is_not_given() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = |words: &[&str]| {
+        let mut command = assert_cmd::cargo::cargo_bin_cmd!("memfit");
+        command
+            .current_dir(folder.path())
+            .args(words)
+            .output()
+            .unwrap()
+    };
+    let plan = |words: &[&str]| -> serde_json::Value {
+        let output = run(&[&["plan", "--json"], words].concat());
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let text = "model = \"tiny\"\ngpu = \"64MiB\"\nseq = 128\nbatch = 2\nfix = [\"recompute\"]\n";
+    std::fs::write(folder.path().join("memfit.toml"), text).unwrap();
+    let job = plan(&[]);
+    assert_eq!(
+        (&job["plan"]["job"]["seq"], &job["plan"]["job"]["batch"]),
+        (&128.into(), &2.into())
+    );
+    let said = "--model tiny --gpu 64MiB --seq 128 --batch 2 --fix recompute";
+    let said: Vec<&str> = said.split(' ').collect();
+    assert_eq!(job["plan"], plan(&said)["plan"]);
+    assert_eq!(plan(&["--batch", "3"])["plan"]["job"]["batch"], 3);
+    // A command takes of a file what it knows; a model that is given leaves the usual file alone.
+    assert_eq!(
+        run(&["fit", "--job", "memfit.toml", "--goal", "lora"])
+            .status
+            .code(),
+        Some(0)
+    );
+    assert_eq!(
+        plan(&["--model", "gpt2", "--gpu", "8GB"])["plan"]["job"]["seq"],
+        1024
+    );
+    std::fs::write(folder.path().join("other.toml"), "modle = \"tiny\"\n").unwrap();
+    let refused = run(&["plan", "--job", "other.toml"]);
+    let error = String::from_utf8(refused.stderr).unwrap();
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(
+        error.contains("modle") && error.contains("did you mean `model`"),
+        "{error}"
+    );
+    let missing = run(&["plan", "--job", "none.toml"]);
+    assert_eq!(missing.status.code(), Some(2));
+}
+
+/// Shells and `man` hear of every command.
+#[test]
+fn completions_and_pages_name_every_command() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = |words: &[&str]| {
+        let mut command = assert_cmd::cargo::cargo_bin_cmd!("memfit");
+        let output = command
+            .current_dir(folder.path())
+            .args(words)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{words:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let script = run(&["completions", shell]);
+        assert!(
+            script.contains("gpus") && script.contains("validate"),
+            "{shell}"
+        );
+    }
+    assert!(run(&["man"]).contains("memfit"));
+    run(&["man", "-o", "pages"]);
+    let page = std::fs::read_to_string(folder.path().join("pages/memfit-plan.1")).unwrap();
+    assert!(page.contains("\\-\\-gpu"), "{page}");
+}

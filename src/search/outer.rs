@@ -45,7 +45,7 @@ fn divided(request: &Request, budget: &Budget, front: bool) -> Result<Solved> {
     let open = may_choose(request, "accumulate");
     let batch = request.job.batch;
     let parts = std::iter::successors(Some(2), |parts| Some(parts * 2));
-    for parts in parts.take_while(|&parts| open && parts <= batch && batch % parts == 0) {
+    for parts in parts.take_while(|&parts| open && parts <= batch && batch.is_multiple_of(parts)) {
         let fastest = fastest(&all.candidates, budget);
         if fastest.is_some_and(|step| step <= all.compute.0 * BARE) {
             break;
