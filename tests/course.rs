@@ -116,8 +116,8 @@ fn columns_keep_the_peak_and_cover_the_step() {
 fn moments_never_fall_and_allocations_precede_what_uses_them() {
     for (name, plan) in plans() {
         for program in &estimate::stepping(&plan).unwrap() {
-            let timeline = simulate(&program, &plan).unwrap();
-            let moments = moments(&program, &timeline);
+            let timeline = simulate(program, &plan).unwrap();
+            let moments = moments(program, &timeline);
             assert_eq!(moments.len(), program.code.len());
             assert!(moments.is_sorted(), "{name}");
             assert!(moments.iter().all(|m| *m <= timeline.total.0 + 1e-9));
@@ -130,7 +130,7 @@ fn moments_never_fall_and_allocations_precede_what_uses_them() {
                 assert!(matches!(program.code[mark.at], Instr::Launch { .. }));
                 assert!(moments[mark.at] <= mark.start + 1e-9, "{name}: {}", mark.at);
             }
-            let curve = Curve::new(&program, Place::Gpu);
+            let curve = Curve::new(program, Place::Gpu);
             assert_eq!(curve.peak(), program.load.gpu, "{name}");
         }
     }
