@@ -1,5 +1,6 @@
 //! Elementwise sums.
 
+use super::kernel::{Call, Kernel, Launch, input, output};
 use super::{Io, Op, Output, Work, expect, expect_inputs, traffic};
 use crate::error::Result;
 use crate::graph::backward::Backward;
@@ -53,6 +54,13 @@ impl Op for Add {
             Ok(())
         })
     }
+    fn cuda(&self, call: &Call) -> Kernel {
+        Kernel::one(
+            over(call, self.name())
+                .given([input(0), output(0)])
+                .given([call.outputs[0].elements().into()]),
+        )
+    }
 }
 
 impl Op for Sum {
@@ -88,6 +96,14 @@ impl Op for Sum {
             });
             Ok(())
         })
+    }
+    fn cuda(&self, call: &Call) -> Kernel {
+        let launch = over(call, self.name());
+        Kernel::one(
+            launch
+                .given([input(0), input(1), output(0)])
+                .given([call.outputs[0].elements().into()]),
+        )
     }
 }
 
@@ -157,6 +173,14 @@ impl Op for Scale {
             Ok(())
         }))
     }
+    fn cuda(&self, call: &Call) -> Kernel {
+        let launch = over(call, self.name()).given([input(0), output(0)]);
+        Kernel::one(
+            launch
+                .given([call.outputs[0].elements().into()])
+                .given([(self.by as f32).into()]),
+        )
+    }
 }
 
 /// Zeros of a type: the tangent of what does not move, where a rule needs one.
@@ -185,6 +209,22 @@ impl Op for Zero {
         io.outputs[0].bytes.fill(0);
         Ok(())
     }
+    fn cuda(&self, call: &Call) -> Kernel {
+        // A zero is a zero in every format, so bytes will do.
+        let bytes = call.outputs[0].bytes().0;
+        let launch = Launch::new("elementwise", self.name()).format("S", DType::F32);
+        let launch = launch.format("T", DType::F32).elements(bytes);
+        Kernel::one(launch.given([output(0), bytes.into()]))
+    }
+}
+
+/// A launch over all elements of output 0.
+fn over(call: &Call, entry: &'static str) -> Launch {
+    let read = call.inputs.first().unwrap_or(&call.outputs[0]).dtype;
+    Launch::new("elementwise", entry)
+        .format("S", read)
+        .format("T", call.outputs[0].dtype)
+        .elements(call.outputs[0].elements())
 }
 
 /// The tangent of a sum, over one of its terms' where that is free.
