@@ -16,7 +16,7 @@ typedef double f64;
 #define WARPS (THREADS / 32)
 
 #ifndef EMULATED
-#define DEVICE static __device__ __forceinline__
+#define DEVICE __device__ __forceinline__
 // A kernel of blocks of THREADS threads.
 #define KERNEL(name, ...) extern "C" __global__ void __launch_bounds__(THREADS) name(__VA_ARGS__)
 // Shared memory of a size known when it is compiled, and of the size given at the launch.

@@ -303,7 +303,7 @@ inline bool add(const std::string &name, void (*call)(void **)) {
     static void name(__VA_ARGS__);                                                                                     \
     static bool name##_added = emulator::add(std::string(VARIANT "/" #name), emulator::Call<name>::call);              \
     static void name(__VA_ARGS__)
-#define DEVICE static inline
+#define DEVICE inline
 #define SHARED(type, name, count)                                                                                      \
     static const char name##_place = 0;                                                                                \
     type *name = static_cast<type *>(emulator::shared(&name##_place, sizeof(type) * (count)))
