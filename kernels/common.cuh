@@ -204,3 +204,41 @@ DEVICE void normal(f32 x, f32 &below, f32 &density) {
     below = x < 0.0f ? tail : 1.0f - tail;
     density = 0.3989423f * exp_square;
 }
+
+// Number `code` of the dynamic maps of `src/graph/op/dynamic.rs`, as they are sorted there.
+DEVICE f32 dynamic_positive(u32 exponent, u32 part, u32 parts) {
+    const f32 POWERS[7] = {1e-6f, 1e-5f, 1e-4f, 1e-3f, 1e-2f, 1e-1f, 1.0f};
+    f32 step = (1.0f - 0.1f) / f32(parts), bounds[2];
+#pragma unroll
+    for (u32 i = 0; i < 2; ++i) {
+        u32 at = part + i;
+        bounds[i] = at < (parts + 1) / 2 ? fmaf(step, f32(at), 0.1f) : fmaf(-step, f32(parts - at), 1.0f);
+    }
+    return POWERS[exponent] * ((bounds[0] + bounds[1]) / 2.0f);
+}
+DEVICE f32 dynamic_value(u32 code, bool is_signed) {
+    if (code == 255) return 1.0f;
+    if (is_signed) {
+        if (code == 127) return 0.0f;
+        u32 j = code > 127 ? code - 127 : 127 - code, exponent = 31 - __clz(j);
+        f32 value = dynamic_positive(exponent, j - (1u << exponent), 1u << exponent);
+        return code > 127 ? value : -value;
+    }
+    if (code == 0) return 0.0f;
+    u32 j = code + 1, exponent = 31 - __clz(j);
+    return dynamic_positive(exponent - 1, j - (1u << exponent), 1u << exponent);
+}
+
+// A map in shared memory, with what lies halfway to each next number; made by all threads of a block.
+DEVICE void dynamic_map(f32 *values, f32 *middles, bool is_signed) {
+    u32 code = threadIdx.x;
+    values[code] = dynamic_value(code, is_signed);
+    if (middles) middles[code] = code < 255 ? (dynamic_value(code, is_signed) + dynamic_value(code + 1, is_signed)) * 0.5f : INFINITE;
+}
+// The code of the nearest number, by bisection; the lower of two as near.
+DEVICE u32 dynamic_code(const f32 *middles, f32 value) {
+    u32 code = 0;
+#pragma unroll
+    for (u32 half = 128; half > 0; half /= 2) code += value > middles[code + half - 1] ? half : 0;
+    return code;
+}

@@ -170,3 +170,61 @@ KERNEL(norm_total, const f32 *parts, G *dw, G *db, u32 count, u32 c) {
             db[i - c] = narrow<G>(sum);
     }
 }
+
+KERNEL(layer_norm_tangent, const T *dx, const T *dw, const T *db, const T *x, const T *w, const f32 *stats, T *dy, u64 rows,
+       u32 c) {
+    SHARED(f32, room, WARPS);
+    EACH_ROW(row, rows) {
+        f32 mean = stats[2 * row], rstd = stats[2 * row + 1], shift = 0.0f, spread = 0.0f;
+        EACH_COLUMN(i, c) {
+            f32 d[PACK], v[PACK];
+            load(dx + row * c, i, c, d);
+            load(x + row * c, i, c, v);
+            EACH(k) {
+                shift += d[k];
+                spread += d[k] * ((v[k] - mean) * rstd);
+            }
+        }
+        shift = row_sum(shift, room) / f32(c);
+        spread = row_sum(spread, room) / f32(c);
+        EACH_COLUMN(i, c) {
+            f32 d[PACK], v[PACK], weight[PACK], weight_moved[PACK], bias_moved[PACK];
+            load(dx + row * c, i, c, d);
+            load(x + row * c, i, c, v);
+            load(w, i, c, weight);
+            load(dw, i, c, weight_moved);
+            load(db, i, c, bias_moved);
+            EACH(k) {
+                f32 normal = (v[k] - mean) * rstd, moved = rstd * (d[k] - shift - normal * spread);
+                v[k] = moved * weight[k] + normal * weight_moved[k] + bias_moved[k];
+            }
+            store(dy + row * c, i, c, v);
+        }
+    }
+}
+
+KERNEL(rms_norm_tangent, const T *dx, const T *dw, const T *x, const T *w, const f32 *stats, T *dy, u64 rows, u32 c) {
+    SHARED(f32, room, WARPS);
+    EACH_ROW(row, rows) {
+        f32 rstd = stats[row], spread = 0.0f;
+        EACH_COLUMN(i, c) {
+            f32 d[PACK], v[PACK];
+            load(dx + row * c, i, c, d);
+            load(x + row * c, i, c, v);
+            EACH(k) spread += d[k] * (v[k] * rstd);
+        }
+        spread = row_sum(spread, room) / f32(c);
+        EACH_COLUMN(i, c) {
+            f32 d[PACK], v[PACK], weight[PACK], weight_moved[PACK];
+            load(dx + row * c, i, c, d);
+            load(x + row * c, i, c, v);
+            load(w, i, c, weight);
+            load(dw, i, c, weight_moved);
+            EACH(k) {
+                f32 normal = v[k] * rstd, moved = rstd * (d[k] - normal * spread);
+                v[k] = moved * (OFFSET + weight[k]) + normal * weight_moved[k];
+            }
+            store(dy + row * c, i, c, v);
+        }
+    }
+}

@@ -318,7 +318,7 @@ macro_rules! agreement {
     };
 }
 
-agreement!(bias elementwise gemm norm);
+agreement!(activation attention bias cross_entropy dropout elementwise embedding gemm guard norm rope update);
 
 #[test]
 fn every_file_of_kernels_is_held_to_definitions() {

@@ -351,6 +351,7 @@ static inline unsigned __float_as_uint(float value) {
     memcpy(&bits, &value, 4);
     return bits;
 }
+static inline int __clz(unsigned x) { return x ? __builtin_clz(x) : 32; }
 static inline int __popc(unsigned x) { return __builtin_popcount(x); }
 static inline unsigned atomicAdd(unsigned *at, unsigned by) {
     unsigned old = *at;

@@ -1,7 +1,13 @@
 //! Calls of every op that has a kernel: types and values of its inputs, and how near the GPU's result must be to the CPU's.
 
+mod attention;
+mod loss;
+mod update;
+
 use std::sync::Arc;
 
+use memfit::graph::op::activation::{Act, ActBackward, Gated, GatedBackward, GatedTangent};
+use memfit::graph::op::dropout::Dropout;
 use memfit::graph::op::elementwise::{Add, Scale, Sum, Zero};
 use memfit::graph::op::linear_add::LinearAdd;
 use memfit::graph::op::matmul::{BiasGradient, Linear, LinearInputGradient, LinearWeightGradient};
@@ -9,6 +15,7 @@ use memfit::graph::op::norm::{LayerNorm, LayerNormBackward, RmsNorm, RmsNormBack
 use memfit::graph::op::transfer::{Feed, Move, Report, Settle};
 use memfit::graph::op::{Op, Scalars};
 use memfit::graph::tensor::{DType, Type};
+use memfit::spec::model::Activation;
 
 /// Floating-point formats of tensors.
 pub const FLOATS: [DType; 3] = [DType::F32, DType::Bf16, DType::F16];
@@ -79,7 +86,14 @@ pub fn samples() -> Vec<Sample> {
         elementwise(&mut all, dtype);
         norms(&mut all, dtype);
         products(&mut all, dtype);
+        activations(&mut all, dtype);
+        attention::attention(&mut all, dtype);
+        attention::rope(&mut all, dtype);
+        loss::embeddings(&mut all, dtype);
+        loss::losses(&mut all, dtype);
     }
+    update::updates(&mut all);
+    update::guards(&mut all);
     all
 }
 
@@ -193,5 +207,38 @@ fn products(all: &mut Vec<Sample>, dtype: DType) {
             let sample = Sample::new(BiasGradient { format }, Near::Sums);
             all.push(sample.normal(&[n * 5, o], dtype));
         }
+    }
+}
+
+fn activations(all: &mut Vec<Sample>, dtype: DType) {
+    let kinds = [
+        Activation::Relu,
+        Activation::Gelu,
+        Activation::GeluTanh,
+        Activation::Silu,
+    ];
+    for kind in kinds {
+        let wide = |mut sample: Sample, count: usize| {
+            for _ in 0..count {
+                sample = sample.with(&[3, 701], dtype, Fill::Normal(3.0));
+            }
+            sample
+        };
+        all.push(wide(Sample::new(Act { kind }, Near::Exact), 1));
+        all.push(wide(Sample::new(Gated { kind }, Near::Exact), 2));
+        for in_place in [false, true] {
+            let op = ActBackward { kind, in_place };
+            all.push(wide(Sample::new(op, Near::Exact), 2));
+            let op = GatedBackward { kind, in_place };
+            all.push(wide(Sample::new(op, Near::Exact), 3));
+            let op = GatedTangent { kind, in_place };
+            all.push(wide(Sample::new(op, Near::Exact), 4));
+        }
+    }
+    for in_place in [false, true] {
+        let rate = 0.3;
+        let mut sample = Sample::new(Dropout { rate, in_place }, Near::Exact);
+        sample.scalars.micro = 3;
+        all.push(sample.normal(&[3, 701], dtype));
     }
 }

@@ -1,6 +1,6 @@
 //! Elementwise sums.
 
-use super::kernel::{Call, Kernel, Launch, input, output};
+use super::kernel::{Argument, Call, Kernel, Launch, input, output};
 use super::{Io, Op, Output, Work, expect, expect_inputs, traffic};
 use crate::error::Result;
 use crate::graph::backward::Backward;
@@ -210,12 +210,24 @@ impl Op for Zero {
         Ok(())
     }
     fn cuda(&self, call: &Call) -> Kernel {
-        // A zero is a zero in every format, so bytes will do.
-        let bytes = call.outputs[0].bytes().0;
-        let launch = Launch::new("elementwise", self.name()).format("S", DType::F32);
-        let launch = launch.format("T", DType::F32).elements(bytes);
-        Kernel::one(launch.given([output(0), bytes.into()]))
+        Kernel::one(zero(0, &call.outputs[0]))
     }
+}
+
+/// A launch that sets output `index`, of type `at`, to zero.
+pub(super) fn zero(index: usize, at: &Type) -> Launch {
+    // A zero is a zero in every format, so bytes will do.
+    let bytes = at.bytes().0;
+    let launch = Launch::new("elementwise", "zero").format("S", DType::F32);
+    let launch = launch.format("T", DType::F32).elements(bytes);
+    launch.given([output(index), bytes.into()])
+}
+
+/// A launch that rounds f32 numbers at `from` into `into`, of type `at`.
+pub(super) fn narrow(from: Argument, into: Argument, at: &Type) -> Launch {
+    let launch = Launch::new("elementwise", "scale").format("S", DType::F32);
+    let launch = launch.format("T", at.dtype).elements(at.elements());
+    launch.given([from, into, at.elements().into(), 1.0f32.into()])
 }
 
 /// A launch over all elements of output 0.

@@ -150,13 +150,24 @@ pub struct Matrix {
 
 /// The text of `kernels/<stem>.cu`, for each stem.
 const SOURCES: &[(&str, &str)] = &[
+    ("activation", include_str!("../../../kernels/activation.cu")),
+    ("attention", include_str!("../../../kernels/attention.cu")),
     ("bias", include_str!("../../../kernels/bias.cu")),
+    (
+        "cross_entropy",
+        include_str!("../../../kernels/cross_entropy.cu"),
+    ),
+    ("dropout", include_str!("../../../kernels/dropout.cu")),
     (
         "elementwise",
         include_str!("../../../kernels/elementwise.cu"),
     ),
+    ("embedding", include_str!("../../../kernels/embedding.cu")),
     ("gemm", include_str!("../../../kernels/gemm.cu")),
+    ("guard", include_str!("../../../kernels/guard.cu")),
     ("norm", include_str!("../../../kernels/norm.cu")),
+    ("rope", include_str!("../../../kernels/rope.cu")),
+    ("update", include_str!("../../../kernels/update.cu")),
 ];
 
 /// What every kernel's text begins with.
