@@ -7,15 +7,21 @@
 
 // What gradients are multiplied by; 1 without a guard. Nothing is updated where the guard says that they are not finite.
 #define UNLESS_NOT_FINITE(coefficient, guard)                                                                          \
-    f32 coefficient = (guard) ? (guard)[0] : 1.0f;                                                                     \
+    [[maybe_unused]] f32 coefficient = (guard) ? (guard)[0] : 1.0f;                                                                     \
     if ((guard) && (guard)[1] == 0.0f) return
 
-// The gradient and the weight, which is the master where there is one.
+// The gradient and the weight, which is the master where there is one. Without a gradient (null) the parameter is one, whose step is
+// taken from zero in its place.
 DEVICE void load_both(const G *gradient, const P *parameter, const f32 *master, f32 coefficient, u64 i, u64 n,
                       f32 (&g)[PACK], f32 (&w)[PACK]) {
-    load(gradient, i, n, g);
+    if (gradient)
+        load(gradient, i, n, g);
+    else
+        load(parameter, i, n, g);
     EACH(k) g[k] *= coefficient;
-    if (master)
+    if (!gradient) {
+        EACH(k) w[k] = 0.0f;
+    } else if (master)
         load(master, i, n, w);
     else
         load(parameter, i, n, w);
@@ -129,28 +135,6 @@ KERNEL(adamw8bit, const G *gradient, P *parameter, f32 *master, u8 *m, u8 *v, f3
     }
 }
 
-// Adam's step of unit rate in the gradient's place; P is the gradient's format too.
-KERNEL(adam_step, P *gradient, f32 *m, f32 *v, const f32 *guard, u64 n, f32 keep, f32 mean, f32 beta2, f32 square, f32 root,
-       f32 eps, f32 rate) {
-    UNLESS_NOT_FINITE(coefficient, guard);
-    EACH_PACK(i, n) {
-        f32 g[PACK], a[PACK], b[PACK];
-        load(gradient, i, n, g);
-        load(m, i, n, a);
-        load(v, i, n, b);
-        EACH(k) {
-            g[k] *= coefficient;
-            a[k] += mean * (g[k] - a[k]);
-            b[k] = beta2 * b[k] + square * g[k] * g[k];
-            f32 step = a[k] / (sqrtf(b[k]) * root + eps);
-            g[k] = 0.0f * keep - rate * step;
-        }
-        store(m, i, n, a);
-        store(v, i, n, b);
-        store(gradient, i, n, g);
-    }
-}
-
 // w = w keep - rate step; the guard only says whether
 KERNEL(take_step, const G *step, P *parameter, f32 *master, const f32 *guard, u64 n, f32 keep, f32 rate) {
     UNLESS_NOT_FINITE(coefficient, guard);
@@ -158,6 +142,21 @@ KERNEL(take_step, const G *step, P *parameter, f32 *master, const f32 *guard, u6
         f32 s[PACK], w[PACK];
         load_both(step, parameter, master, 1.0f, i, n, s, w);
         EACH(k) w[k] = w[k] * keep - rate * s[k];
+        store_weight(parameter, master, i, n, w);
+    }
+}
+
+// w = (w - rate step) keep, of a step in f32
+KERNEL(take_low, const f32 *step, P *parameter, f32 *master, const f32 *guard, u64 n, f32 rate, f32 keep) {
+    UNLESS_NOT_FINITE(coefficient, guard);
+    EACH_PACK(i, n) {
+        f32 s[PACK], w[PACK];
+        load(step, i, n, s);
+        if (master)
+            load(master, i, n, w);
+        else
+            load(parameter, i, n, w);
+        EACH(k) w[k] = (w[k] - rate * s[k]) * keep;
         store_weight(parameter, master, i, n, w);
     }
 }

@@ -318,7 +318,7 @@ macro_rules! agreement {
     };
 }
 
-agreement!(activation attention bias cross_entropy dropout elementwise embedding gemm guard norm rope update);
+agreement!(activation attention bias compress cross_entropy direction dropout elementwise embedding gemm guard moe norm prepend quantized rope update);
 
 #[test]
 fn every_file_of_kernels_is_held_to_definitions() {

@@ -1,6 +1,8 @@
 //! Calls of every op that has a kernel: types and values of its inputs, and how near the GPU's result must be to the CPU's.
 
 mod attention;
+mod direction;
+mod held;
 mod loss;
 mod update;
 
@@ -91,9 +93,18 @@ pub fn samples() -> Vec<Sample> {
         attention::rope(&mut all, dtype);
         loss::embeddings(&mut all, dtype);
         loss::losses(&mut all, dtype);
+        held::compressed(&mut all, dtype);
+        held::quantized(&mut all, dtype);
+        held::experts(&mut all, dtype);
+        direction::directions(&mut all, dtype);
+        direction::steps(&mut all, dtype);
+        direction::rows(&mut all, dtype);
+        direction::low_rank(&mut all, dtype);
+        direction::tangents(&mut all, dtype);
     }
     update::updates(&mut all);
     update::guards(&mut all);
+    held::moments(&mut all);
     all
 }
 

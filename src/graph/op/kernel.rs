@@ -153,10 +153,12 @@ const SOURCES: &[(&str, &str)] = &[
     ("activation", include_str!("../../../kernels/activation.cu")),
     ("attention", include_str!("../../../kernels/attention.cu")),
     ("bias", include_str!("../../../kernels/bias.cu")),
+    ("compress", include_str!("../../../kernels/compress.cu")),
     (
         "cross_entropy",
         include_str!("../../../kernels/cross_entropy.cu"),
     ),
+    ("direction", include_str!("../../../kernels/direction.cu")),
     ("dropout", include_str!("../../../kernels/dropout.cu")),
     (
         "elementwise",
@@ -165,7 +167,10 @@ const SOURCES: &[(&str, &str)] = &[
     ("embedding", include_str!("../../../kernels/embedding.cu")),
     ("gemm", include_str!("../../../kernels/gemm.cu")),
     ("guard", include_str!("../../../kernels/guard.cu")),
+    ("moe", include_str!("../../../kernels/moe.cu")),
     ("norm", include_str!("../../../kernels/norm.cu")),
+    ("prepend", include_str!("../../../kernels/prepend.cu")),
+    ("quantized", include_str!("../../../kernels/quantized.cu")),
     ("rope", include_str!("../../../kernels/rope.cu")),
     ("update", include_str!("../../../kernels/update.cu")),
 ];

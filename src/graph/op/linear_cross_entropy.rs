@@ -391,6 +391,46 @@ impl Op for LinearCrossEntropyTangent {
             set_loss(&mut io.outputs[0], loss)
         })
     }
+    fn cuda(&self, call: &Call) -> kernel::Kernel {
+        let (x, weight) = (&call.inputs[0], &call.inputs[1]);
+        let (rows, hidden, vocab) = (x.rows(), weight.columns(), weight.rows());
+        let [size, _] = self.parts(x, weight).map(|bytes| bytes.0);
+        let losses = Losses {
+            softcap: self.softcap,
+            gradient: true,
+            dtype: DType::F32,
+        };
+        let logits = Matrix::new(Memory::Scratch, DType::F32, vocab);
+        let tangents = logits.skip(size / 4);
+        let mut tasks = Vec::new();
+        for from in (0..rows).step_by(self.rows.max(1) as usize) {
+            let count = self.rows.min(rows - from);
+            let mut product = |a, b: Matrix, into, accumulate| {
+                let mut gemm = Gemm::new((count, vocab, hidden), a, b.t(), into);
+                gemm.accumulate = accumulate;
+                tasks.push(Task::Gemm(gemm));
+            };
+            let row = |index| Matrix::input(call, index).skip(from * hidden);
+            product(row(0), Matrix::input(call, 1), logits, false);
+            if self.input {
+                product(row(4), Matrix::input(call, 1), tangents, false);
+            }
+            if self.weight {
+                let moved = Matrix::input(call, call.inputs.len() - 1);
+                product(row(0), moved, tangents, self.input);
+            }
+            let targets = at(Memory::Input(2), from * 4).into();
+            let sums = scratch(2 * size + from * 8);
+            let pointers = [scratch(0), targets, input(3), sums];
+            let along = [scratch(0), scratch(size), sums];
+            tasks.push(Task::Launch(losses.rows(count, vocab, pointers)));
+            tasks.push(Task::Launch(losses.along(count, vocab, along)));
+        }
+        // The gradients carry the loss scale, which the sum is divided by.
+        let pointers = [scratch(2 * size), input(3), output(0)];
+        tasks.push(Task::Launch(losses.tangent(rows, pointers)));
+        kernel::Kernel::Run(tasks)
+    }
 }
 
 /// The first `bytes` of `scratch`, and the rest.

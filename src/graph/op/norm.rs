@@ -393,7 +393,13 @@ fn cuda_parts(columns: u64) -> u64 {
 }
 
 /// A launch for `rows` rows, each by a warp, or by a block where it is long.
-fn by_rows(entry: &'static str, format: DType, rows: u64, columns: u64, offset: bool) -> Launch {
+pub(super) fn by_rows(
+    entry: &'static str,
+    format: DType,
+    rows: u64,
+    columns: u64,
+    offset: bool,
+) -> Launch {
     let threads = if columns > 1024 { THREADS } else { 32 };
     Launch::new("norm", entry)
         .format("T", format)
@@ -405,7 +411,7 @@ fn by_rows(entry: &'static str, format: DType, rows: u64, columns: u64, offset: 
 }
 
 /// The last parameters of launches by rows.
-fn sizes(rows: u64, columns: u64) -> [Argument; 2] {
+pub(super) fn sizes(rows: u64, columns: u64) -> [Argument; 2] {
     [rows.into(), (columns as u32).into()]
 }
 

@@ -3,10 +3,12 @@
 use memfit::graph::op::attention::{Attention, AttentionBackward, AttentionShape};
 use memfit::graph::op::flash::{FlashAttention, FlashAttentionBackward};
 use memfit::graph::op::rope::Rope;
+use memfit::graph::random::Key;
 use memfit::graph::tensor::DType;
 use memfit::spec::model::{Rotary, RotaryScaling};
 
 use super::{Fill, Near, Sample};
+use crate::bench::bytes_of;
 
 /// Shapes with and without what they may have: other heads for keys, a past, a window, a cap, dropout, wide heads.
 pub fn shapes() -> Vec<AttentionShape> {
@@ -39,6 +41,21 @@ pub fn shapes() -> Vec<AttentionShape> {
     ]
 }
 
+/// Numbers between 0 and 1 where a query sees a key (B heads T, P + T).
+fn probabilities(shape: &AttentionShape) -> Vec<f32> {
+    let rows = (shape.batch * shape.heads * shape.seq) as usize;
+    let one = |row: usize, column: usize| {
+        let seen = shape.visible(row % shape.seq as usize).contains(&column);
+        if seen {
+            Key(9).uniform((row * 1000 + column) as u64)
+        } else {
+            0.0
+        }
+    };
+    let row = |row| (0..shape.keys() as usize).map(move |column| one(row, column));
+    (0..rows).flat_map(row).collect()
+}
+
 pub fn attention(all: &mut Vec<Sample>, dtype: DType) {
     for shape in shapes() {
         let s = &shape;
@@ -55,11 +72,11 @@ pub fn attention(all: &mut Vec<Sample>, dtype: DType) {
             shape: shape.clone(),
         };
         all.push(qkv(Sample::new(op, near)));
-        // Any probabilities and logs of about the right size will do.
+        // Any probabilities and logs of about the right size will do; of what is not seen they are zero.
         let op = AttentionBackward {
             shape: shape.clone(),
         };
-        let probs = Fill::Positive(1.0 / s.keys() as f32);
+        let probs = Fill::Bytes(bytes_of(&probabilities(s), dtype));
         let sample = qkv(Sample::new(op, near).normal(&q, dtype));
         all.push(sample.with(&[rows, s.keys()], dtype, probs));
         let op = FlashAttentionBackward {
@@ -94,7 +111,7 @@ pub fn rope(all: &mut Vec<Sample>, dtype: DType) {
                 rotary: Rotary {
                     theta: 10_000.0,
                     dims,
-                    scaling,
+                    scaling: scaling.clone(),
                 },
                 inverse,
                 in_place,

@@ -99,7 +99,8 @@ impl Layout<'_> {
         states: usize,
         constants: impl IntoIterator<Item = Argument>,
     ) -> Kernel {
-        let mut next = 2;
+        let first = usize::from(self.parameter);
+        let mut next = first + 1;
         let mut take = |there: bool| match there {
             true => {
                 next += 1;
@@ -113,14 +114,26 @@ impl Layout<'_> {
             .chain([self.guard])
             .map(&mut take)
             .collect();
-        let elements = call.inputs[1].elements();
+        let gradient = if self.parameter {
+            input(0)
+        } else {
+            Argument::Null
+        };
+        let elements = call.inputs[first].elements();
         let momentum = self.states.first().map_or(DType::F32, |state| state.dtype);
         let launch = Launch::new("update", entry)
             .format("G", call.format(0))
-            .format("P", call.format(1))
-            .format("M", momentum)
+            .format("P", call.format(first))
+            .format(
+                "M",
+                if momentum == DType::U8 {
+                    DType::F32
+                } else {
+                    momentum
+                },
+            )
             .elements(elements)
-            .given([input(0), input(1)])
+            .given([gradient, input(first)])
             .given(kept)
             .given([elements.into()]);
         Kernel::one(launch.given(constants))

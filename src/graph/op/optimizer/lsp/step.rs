@@ -1,6 +1,7 @@
 //! Taking a step that was made elsewhere.
 
 use crate::error::Result;
+use crate::graph::op::kernel::{Argument, Call, Kernel};
 use crate::graph::op::optimizer::update::{
     Layout, Part, Rule, STATES, coefficient, expect_guard, walk,
 };
@@ -54,6 +55,16 @@ impl Op for TakeStep {
         let master = masters.first_mut().map(ViewMut::of).unwrap_or_default();
         let none = Default::default();
         walk(self.name(), 1.0, step, parameter, master, none, &rule)
+    }
+    fn cuda(&self, call: &Call) -> Kernel {
+        let Descend { rate, keep } = Descend::of(&call.scalars, self.decay);
+        let layout = Layout {
+            parameter: true,
+            master: self.master,
+            states: &[],
+            guard: self.guard,
+        };
+        layout.launch(self.name(), call, 0, [keep, rate].map(Argument::F32))
     }
 }
 
