@@ -273,3 +273,72 @@ KERNEL(attention_queries, const T *dout, const T *q, const T *k, const T *v, con
     if (!inside) return;
     EACH_OWN(j, d, HEAD) dq[((batch * seq + from + row) * heads + head) * HEAD + d] = narrow<T>(made[j] * scale);
 }
+
+// The tangent of the output: (Σ f e (dscore v + dv) - out Σ e dscore) / Σ e over the keys of each query, with e = exp(score - peak) and the
+// factors f of dropout. Block: as `attention_forward`. Shared: queries, their tangents, keys or values, their tangents, f e dscore, f e
+KERNEL(attention_tangent, const T *q, const T *k, const T *v, const T *out, const T *moved_q, const T *moved_k, const T *moved_v,
+       T *made, SHAPE) {
+    DYNAMIC(f32, room);
+    f32 *queries = room, *query_tangents = queries + TILE * WIDE, *others = query_tangents + TILE * WIDE;
+    f32 *tangents = others + TILE * WIDE, *moved = tangents + TILE * WIDE, *p = moved + TILE * TILE;
+    u32 row = threadIdx.x / SPAN, from = blockIdx.x * TILE, head = blockIdx.y, kv = head / (heads / kv_heads);
+    u64 batch = blockIdx.z, line = (batch * heads + head) * seq + from + row;
+    u64 low = LOW(from + row), high = HIGH(from + row), begin = LOW(from), end = HIGH(LAST(from));
+    f32 peak = -INFINITE, total = 0.0f, spread = 0.0f, sums[OWN] = {};
+    fetch(q, batch, heads, head, from, seq, queries);
+    fetch(moved_q, batch, heads, head, from, seq, query_tangents);
+    for (u32 at = u32(begin) / TILE * TILE; at < end; at += TILE) {
+        __syncthreads();
+        fetch(k, batch, kv_heads, kv, at, keys, others);
+        fetch(moved_k, batch, kv_heads, kv, at, keys, tangents);
+        __syncthreads();
+        f32 highest = -INFINITE;
+        EACH_OWN(j, n, TILE) {
+            f32 s = dot(queries + row * WIDE, others + n * WIDE) * scale;
+            f32 t = dot(query_tangents + row * WIDE, others + n * WIDE) * scale;
+            t += dot(queries + row * WIDE, tangents + n * WIDE) * scale;
+            if (cap > 0.0f) {
+                f32 bent = tanh_f32(s / cap);
+                s = cap * bent;
+                t *= 1.0f - bent * bent;
+            }
+            bool seen = at + n >= low && at + n < high;
+            p[row * TILE + n] = seen ? s : -INFINITE;
+            moved[row * TILE + n] = t;
+            highest = seen && s > highest ? s : highest;
+        }
+        highest = span_max(highest);
+        if (highest > peak) {
+            f32 shrink = exp_f32(peak - highest);
+            peak = highest;
+            total *= shrink;
+            spread *= shrink;
+            EACH_OWN(j, n, HEAD) sums[j] *= shrink;
+        }
+        f32 added = 0.0f, spread_added = 0.0f;
+        EACH_OWN(j, n, TILE) {
+            f32 s = p[row * TILE + n], e = s == -INFINITE ? 0.0f : exp_f32(s - peak), t = moved[row * TILE + n];
+            added += e;
+            spread_added += e == 0.0f ? 0.0f : e * t;
+            e = e == 0.0f ? 0.0f : e * dropped(key, first, rate, line, keys, at + n);
+            p[row * TILE + n] = e;
+            moved[row * TILE + n] = e == 0.0f ? 0.0f : e * t;
+        }
+        total += span_sum(added);
+        spread += span_sum(spread_added);
+        __syncthreads();
+        fetch(v, batch, kv_heads, kv, at, keys, others);
+        fetch(moved_v, batch, kv_heads, kv, at, keys, tangents);
+        __syncthreads();
+        for (u32 n = 0; n < TILE; ++n) {
+            f32 a = moved[row * TILE + n], b = p[row * TILE + n];
+            EACH_OWN(j, d, HEAD) sums[j] = fmaf(b, tangents[n * WIDE + d], fmaf(a, others[n * WIDE + d], sums[j]));
+        }
+    }
+    f32 share = 1.0f / total;
+    if (from + row >= seq) return;
+    EACH_OWN(j, d, HEAD) {
+        u64 to = ((batch * seq + from + row) * heads + head) * HEAD + d;
+        made[to] = narrow<T>((sums[j] - spread * wide(out[to])) * share);
+    }
+}

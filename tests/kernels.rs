@@ -1,5 +1,6 @@
 //! CUDA kernels without a GPU: the same text compiled for this CPU, held to each op's definition under drawn schedules.
 
+mod coverage;
 mod emulator;
 mod samples;
 
@@ -318,7 +319,7 @@ macro_rules! agreement {
     };
 }
 
-agreement!(activation attention bias compress cross_entropy direction dropout elementwise embedding gemm guard moe norm prepend quantized rope update);
+agreement!(activation adafactor attention bias compress cross_entropy direction dropout elementwise embedding gemm guard masked_adamw moe norm prepend quantized rope sparse update);
 
 #[test]
 fn every_file_of_kernels_is_held_to_definitions() {

@@ -14,6 +14,7 @@ use memfit::graph::op::elementwise::{Add, Scale, Sum, Zero};
 use memfit::graph::op::linear_add::LinearAdd;
 use memfit::graph::op::matmul::{BiasGradient, Linear, LinearInputGradient, LinearWeightGradient};
 use memfit::graph::op::norm::{LayerNorm, LayerNormBackward, RmsNorm, RmsNormBackward};
+use memfit::graph::op::sparse::ProjectedLinear;
 use memfit::graph::op::transfer::{Feed, Move, Report, Settle};
 use memfit::graph::op::{Op, Scalars};
 use memfit::graph::tensor::{DType, Type};
@@ -100,6 +101,10 @@ pub fn samples() -> Vec<Sample> {
         direction::steps(&mut all, dtype);
         direction::rows(&mut all, dtype);
         direction::low_rank(&mut all, dtype);
+        direction::masked(&mut all, dtype);
+        direction::sparse_matrices(&mut all, dtype);
+        update::adafactor(&mut all, dtype);
+        direction::attention(&mut all, dtype);
         direction::tangents(&mut all, dtype);
     }
     update::updates(&mut all);
@@ -200,6 +205,17 @@ fn products(all: &mut Vec<Sample>, dtype: DType) {
                 sample = sample.normal(&[o], dtype);
             }
             all.push(sample);
+        }
+        for bias in [false, true] {
+            let op = ProjectedLinear { width: 4, bias };
+            let sample = Sample::new(op, Near::Sums).normal(&x, dtype);
+            let sample = sample.normal(&w, dtype).normal(&[n, 4], dtype);
+            let sample = sample.normal(&[o, 2], dtype);
+            let sample = sample.with(&[o, 2], DType::U16, Fill::Below(4));
+            all.push(match bias {
+                true => sample.normal(&[o], dtype),
+                false => sample,
+            });
         }
         let sample = Sample::new(LinearInputGradient, Near::Sums);
         all.push(sample.normal(&y, dtype).normal(&w, dtype));

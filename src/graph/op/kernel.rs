@@ -151,6 +151,7 @@ pub struct Matrix {
 /// The text of `kernels/<stem>.cu`, for each stem.
 const SOURCES: &[(&str, &str)] = &[
     ("activation", include_str!("../../../kernels/activation.cu")),
+    ("adafactor", include_str!("../../../kernels/adafactor.cu")),
     ("attention", include_str!("../../../kernels/attention.cu")),
     ("bias", include_str!("../../../kernels/bias.cu")),
     ("compress", include_str!("../../../kernels/compress.cu")),
@@ -167,11 +168,16 @@ const SOURCES: &[(&str, &str)] = &[
     ("embedding", include_str!("../../../kernels/embedding.cu")),
     ("gemm", include_str!("../../../kernels/gemm.cu")),
     ("guard", include_str!("../../../kernels/guard.cu")),
+    (
+        "masked_adamw",
+        include_str!("../../../kernels/masked_adamw.cu"),
+    ),
     ("moe", include_str!("../../../kernels/moe.cu")),
     ("norm", include_str!("../../../kernels/norm.cu")),
     ("prepend", include_str!("../../../kernels/prepend.cu")),
     ("quantized", include_str!("../../../kernels/quantized.cu")),
     ("rope", include_str!("../../../kernels/rope.cu")),
+    ("sparse", include_str!("../../../kernels/sparse.cu")),
     ("update", include_str!("../../../kernels/update.cu")),
 ];
 

@@ -1,12 +1,14 @@
 //! Calls of what moves parameters along directions, of tangents, and of rows before sequences.
 
+use memfit::graph::op::attention_tangent::AttentionTangent;
 use memfit::graph::op::direction::{Descend, Direction, Draw, FirstOrder, Perturb, Rule, Slope};
 use memfit::graph::op::linear_cross_entropy::LinearCrossEntropyTangent;
 use memfit::graph::op::norm_tangent::{LayerNormTangent, RmsNormTangent};
-use memfit::graph::op::optimizer::AdamW8Bit;
 use memfit::graph::op::optimizer::galore::{Apply, Direction as LowStep, Low, Project};
-use memfit::graph::op::optimizer::lsp::{AdamStep, TakeStep};
+use memfit::graph::op::optimizer::lsp::{AdamStep, ApplyProjected, TakeStep};
+use memfit::graph::op::optimizer::{AdamW8Bit, Began, DirectionSum, MaskedAdamW, Threshold};
 use memfit::graph::op::prepend::{Prepend, PrependBackward, Trim};
+use memfit::graph::op::sparse::SparseProject;
 use memfit::graph::tensor::{DType, Type};
 
 use super::{Fill, Near, Sample};
@@ -217,5 +219,111 @@ pub fn tangents(all: &mut Vec<Sample>, dtype: DType) {
             sample = sample.normal(&w, dtype);
         }
         all.push(sample);
+    }
+}
+
+pub fn masked(all: &mut Vec<Sample>, dtype: DType) {
+    let f32 = DType::F32;
+    let adam = Began {
+        beta1: 0.9,
+        beta2: 0.95,
+        eps: 1e-8,
+        since: 1,
+    };
+    let state = || Fill::Positive(0.5);
+    for moments in [false, true] {
+        let op = DirectionSum {
+            adam,
+            moments,
+            guard: false,
+        };
+        let mut sample = Sample::new(op, Near::Sums).normal(&SHAPE, dtype);
+        if moments {
+            sample = sample.with(&SHAPE, f32, state()).with(&SHAPE, f32, state());
+        }
+        all.push(sample);
+    }
+    for (tensors, keep) in [(1, 1), (3, 200)] {
+        let op = Threshold {
+            adam,
+            tensors,
+            keep,
+            guard: false,
+        };
+        let mut sample = Sample::new(op, Near::Exact);
+        for _ in 0..tensors {
+            sample = sample.normal(&SHAPE, dtype);
+            sample = sample.with(&SHAPE, f32, state()).with(&SHAPE, f32, state());
+        }
+        all.push(sample);
+    }
+    for mask in [false, true] {
+        let op = MaskedAdamW {
+            adam,
+            decay: 0.1,
+            mask,
+            guard: false,
+        };
+        let sample = Sample::new(op, Near::Exact)
+            .normal(&SHAPE, dtype)
+            .normal(&SHAPE, dtype);
+        let sample = sample.with(&SHAPE, f32, state()).with(&SHAPE, f32, state());
+        let threshold = [0.75f32, 0.1]
+            .iter()
+            .flat_map(|x| x.to_ne_bytes())
+            .collect();
+        all.push(match mask {
+            true => sample.with(&[2], f32, Fill::Bytes(threshold)),
+            false => sample,
+        });
+    }
+}
+
+pub fn attention(all: &mut Vec<Sample>, dtype: DType) {
+    for shape in super::attention::shapes() {
+        let s = &shape;
+        let q = [s.batch * s.seq, s.heads * s.head_dim];
+        let k = [s.batch * s.keys(), s.kv_heads * s.head_dim];
+        let op = AttentionTangent {
+            shape: shape.clone(),
+        };
+        let mut sample = Sample::new(op, Near::Within(2e-5));
+        for at in [&q, &k, &k, &q, &q, &k, &k] {
+            sample = sample.normal(at, dtype);
+        }
+        all.push(sample);
+    }
+}
+
+/// Values of a sparse matrix, and columns of which those of a row differ.
+fn sparse(sample: Sample, rows: u64, width: u64, per_row: u64, dtype: DType) -> Sample {
+    let column = |row: u64, k: u64| ((row * 5 + k * (width / per_row).max(1)) % width) as u16;
+    let columns = (0..rows).flat_map(|row| (0..per_row).map(move |k| column(row, k)));
+    let columns = columns.flat_map(u16::to_ne_bytes).collect();
+    let sample = sample.normal(&[rows, per_row], dtype);
+    sample.with(&[rows, per_row], DType::U16, Fill::Bytes(columns))
+}
+
+pub fn sparse_matrices(all: &mut Vec<Sample>, dtype: DType) {
+    for (rows, n, width, per_row) in [(3, 20, 7, 2), (45, 33, 600, 4)] {
+        let sample = Sample::new(SparseProject { width }, Near::Exact);
+        let sample = sample.normal(&[rows, n], dtype);
+        all.push(sparse(sample, n, width, per_row, dtype));
+    }
+    for (master, guard, width) in [(false, false, 40), (true, true, 4000)] {
+        let op = ApplyProjected {
+            decay: 0.1,
+            master,
+            guard,
+        };
+        let (m, n, f32) = (19, 50, DType::F32);
+        let sample = Sample::new(op, Near::Exact).with(&[width, width], f32, Fill::Normal(0.1));
+        let sample = sparse(sample, m, width, 3, dtype);
+        let sample = sparse(sample, n, width, 2, dtype);
+        let sample = sample.moved(&[m, n], dtype, master, 0);
+        all.push(match guard {
+            true => sample.with(&[3], f32, Fill::Positive(1.0)),
+            false => sample,
+        });
     }
 }

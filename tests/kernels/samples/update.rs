@@ -1,7 +1,7 @@
 //! Calls of optimizers and of their guard.
 
-use memfit::graph::op::optimizer::{AdamW, ClipScale, Lion, Sgd, SquareSum};
-use memfit::graph::tensor::DType;
+use memfit::graph::op::optimizer::{Adafactor, AdamW, ClipScale, Lion, Sgd, SquareSum};
+use memfit::graph::tensor::{DType, Type};
 
 use super::{FLOATS, Fill, Near, Sample};
 
@@ -104,5 +104,39 @@ pub fn guards(all: &mut Vec<Sample>) {
             sample = sample.with(&[2], DType::F32, Fill::Positive(8.0));
         }
         all.push(sample);
+    }
+}
+
+pub fn adafactor(all: &mut Vec<Sample>, dtype: DType) {
+    for (shape, beta1, master) in [
+        (&[1003][..], None, true),
+        (&[37, 50], Some(0.9), false),
+        (&[3, 20, 33], None, true),
+    ] {
+        for guarded in [None, Some(true)] {
+            let op = Adafactor {
+                eps: 1e-30,
+                scale: guarded.map(|_| 1e-3),
+                clip: 1.0,
+                exponent: -0.8,
+                beta1,
+                decay: 0.1,
+                master,
+                guard: guarded.is_some(),
+            };
+            let states = op.states(&Type::new(shape, dtype));
+            let mut sample = Sample::new(op, Near::Sums).normal(shape, dtype);
+            sample = sample.normal(shape, dtype);
+            if master {
+                sample = sample.normal(shape, DType::F32);
+            }
+            for (_, at) in states {
+                sample = sample.with(&at.shape, at.dtype, Fill::Positive(0.5));
+            }
+            all.push(match guarded {
+                Some(finite) => sample.with(&[3], DType::F32, guard(finite)),
+                None => sample,
+            });
+        }
     }
 }

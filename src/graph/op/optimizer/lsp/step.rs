@@ -71,8 +71,8 @@ impl Op for TakeStep {
 /// The constants of one step.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Descend {
-    rate: f32,
-    keep: f32,
+    pub(super) rate: f32,
+    pub(super) keep: f32,
 }
 
 impl Descend {
