@@ -31,6 +31,7 @@ mod evidence;
 mod families;
 mod initial;
 mod job;
+mod kernels;
 mod learning;
 mod low_memory;
 mod lsp_offload;

@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use super::kernel::{Argument, Call, Kernel, Launch, input, output};
 use super::simd::{self, vectorized};
 use super::{Element, Io, Op, Output, Work, exactly, expect, expect_inputs, traffic};
 use crate::error::Result;
@@ -117,6 +118,9 @@ impl Op for Act {
             Ok(())
         }))
     }
+    fn cuda(&self, call: &Call) -> Kernel {
+        pointwise_launch(self.name(), self.kind, call, &[input(0), output(0)])
+    }
 }
 
 impl Op for ActBackward {
@@ -140,6 +144,14 @@ impl Op for ActBackward {
             tasks.for_each(|(dx, x)| apply_backward(curve, x, dx));
             Ok(())
         }))
+    }
+    fn cuda(&self, call: &Call) -> Kernel {
+        pointwise_launch(
+            self.name(),
+            self.kind,
+            call,
+            &[input(0), input(1), output(0)],
+        )
     }
 }
 
@@ -187,6 +199,14 @@ impl Op for Gated {
             Ok(())
         }))
     }
+    fn cuda(&self, call: &Call) -> Kernel {
+        pointwise_launch(
+            self.name(),
+            self.kind,
+            call,
+            &[input(0), input(1), output(0)],
+        )
+    }
 }
 
 impl Op for GatedBackward {
@@ -215,6 +235,14 @@ impl Op for GatedBackward {
             });
             Ok(())
         }))
+    }
+    fn cuda(&self, call: &Call) -> Kernel {
+        pointwise_launch(
+            self.name(),
+            self.kind,
+            call,
+            &[input(0), input(1), input(2), output(0), output(1)],
+        )
     }
 }
 
@@ -246,6 +274,14 @@ impl Op for GatedTangent {
             });
             Ok(())
         }))
+    }
+    fn cuda(&self, call: &Call) -> Kernel {
+        pointwise_launch(
+            self.name(),
+            self.kind,
+            call,
+            &[input(0), input(1), input(2), input(3), output(0)],
+        )
     }
 }
 
@@ -341,6 +377,27 @@ vectorized! {
             *dy = T::narrow(dgate.wide() * up.wide() * slope + dy.wide() * value);
         }
     }
+}
+
+/// A launch over all elements of input 0.
+fn pointwise_launch(
+    entry: &'static str,
+    kind: Activation,
+    call: &Call,
+    pointers: &[Argument],
+) -> Kernel {
+    let curve = match kind {
+        Activation::Relu => "relu",
+        Activation::Gelu => "gelu",
+        Activation::GeluTanh => "gelu_tanh",
+        Activation::Silu => "silu",
+    };
+    let launch = Launch::new("activation", entry)
+        .format("T", call.format(0))
+        .define("CURVE", curve)
+        .elements(call.inputs[0].elements())
+        .given(pointers.iter().copied());
+    Kernel::one(launch.given([call.inputs[0].elements().into()]))
 }
 
 /// Flops of one value, an exponential counted as ten and a division as four.

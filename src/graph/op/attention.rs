@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::attention_backward::{Gradients, Saved, slot};
 use super::attention_tangent::give_tangent;
+use super::kernel::{Argument, Call, Kernel, Launch, input, output};
 use super::scores::{self, Dropout};
 use super::tile::{Cut, Heads, TileMut, carve, product, run_all, slot_of, widened};
 use super::{Element, Io, Op, Output, Work, exactly, expect, expect_inputs, simd, traffic};
@@ -80,6 +81,9 @@ impl Op for Attention {
             });
             Ok(())
         })
+    }
+    fn cuda(&self, call: &Call) -> Kernel {
+        forward_kernel(&self.shape, call, [Argument::Null, output(1)])
     }
 }
 
@@ -185,6 +189,14 @@ impl Op for AttentionBackward {
             Ok(())
         })
     }
+    fn cuda(&self, call: &Call) -> Kernel {
+        backward_kernel(
+            &self.shape,
+            call,
+            Argument::Null,
+            [Argument::Null, input(4)],
+        )
+    }
 }
 
 /// Some queries of one head.
@@ -267,6 +279,49 @@ pub(super) fn slots(size: usize, backend: Backend) -> Bytes {
     match backend {
         Backend::Cpu { threads } => Bytes(size as u64 * 4 * u64::from(threads.max(1))),
         Backend::Cuda { .. } => Bytes::ZERO,
+    }
+}
+
+/// The kernel of either forward op; `left` is where logs of sums and where probabilities go, one of them null.
+pub(super) fn forward_kernel(shape: &AttentionShape, call: &Call, left: [Argument; 2]) -> Kernel {
+    let saved = left[1] != Argument::Null;
+    let rows = (shape.seq, shape.heads);
+    let Some(launch) = shape.launch("attention_forward", rows, (2, 1), call, saved) else {
+        return Kernel::Missing;
+    };
+    let launch = launch.given([input(0), input(1), input(2), output(0)]);
+    Kernel::one(launch.given(left).given(shape.arguments(call)))
+}
+
+/// The kernels of either backward op: inputs dout, q, k, v; the forward pass's output where it is there; logs of sums and probabilities, one
+/// of them null. Sums of probabilities and their gradients wait in dq until it is made.
+pub(super) fn backward_kernel(
+    shape: &AttentionShape,
+    call: &Call,
+    out: Argument,
+    saved: [Argument; 2],
+) -> Kernel {
+    let (queries, keys) = ((shape.seq, shape.heads), (shape.keys(), shape.kv_heads));
+    let launch = |entry, rows, room| {
+        let launch = shape.launch(entry, rows, room, call, saved[1] != Argument::Null);
+        launch.map(|launch: Launch| launch.given([input(0)]))
+    };
+    let all = [
+        launch("attention_deltas", queries, (2, 0))
+            .map(|l| l.given([input(3), out, saved[1], output(0)])),
+        launch("attention_keys", keys, (4, 2)).map(|l| {
+            let l = l.given([input(1), input(2), input(3)]).given(saved);
+            l.given([output(0), output(1), output(2)])
+        }),
+        launch("attention_queries", queries, (4, 2)).map(|l| {
+            let l = l.given([input(1), input(2), input(3)]).given(saved);
+            l.given([output(0)])
+        }),
+    ];
+    let with_shape = |launch: Option<Launch>| Some(launch?.given(shape.arguments(call)));
+    match all.into_iter().map(with_shape).collect::<Option<Vec<_>>>() {
+        Some(launches) => Kernel::all(launches),
+        None => Kernel::Missing,
     }
 }
 

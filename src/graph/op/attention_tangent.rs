@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::attention::{Block, QUERIES, slots, within};
 use super::flash::KEYS;
 use super::gemm::Mat;
+use super::kernel::{Call, Kernel, input, output};
 use super::scores::{self, AttentionShape, Dropout};
 use super::simd::{self, vectorized};
 use super::tile::{Heads, TileMut, carve, pieces, product, run_all, slot_of, widened};
@@ -90,6 +91,14 @@ impl Op for AttentionTangent {
                 self.block(&reads, &at, &mut made, carve(slot, pieces));
             });
             Ok(())
+        })
+    }
+    fn cuda(&self, call: &Call) -> Kernel {
+        let rows = (self.shape.seq, self.shape.heads);
+        let launch = self.shape.launch(self.name(), rows, (4, 2), call, false);
+        launch.map_or(Kernel::Missing, |launch| {
+            let launch = launch.given((0..7).map(input)).given([output(0)]);
+            Kernel::one(launch.given(self.shape.arguments(call)))
         })
     }
 }

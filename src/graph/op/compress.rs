@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use super::kernel::{Call, Kernel, Launch, THREADS, input, output};
 use super::simd;
 use super::{Element, Io, Op, Output, Work, expect, expect_inputs, traffic};
 use crate::error::Result;
@@ -33,6 +34,20 @@ impl Grid {
         let bounds = 8 * elements.div_ceil(self.block);
         let codes = (elements * u64::from(self.bits)).div_ceil(8);
         Type::new(&[bounds + codes], DType::U8)
+    }
+
+    /// Threads that take a block together on a GPU.
+    fn row(self) -> u32 {
+        if self.block > 1024 { THREADS } else { 32 }
+    }
+
+    /// A launch of `compress.cu`.
+    fn launch(self, entry: &'static str, format: DType) -> Launch {
+        Launch::new("compress", entry)
+            .format("T", format)
+            .define("BITS", self.bits)
+            .define("RANDOM", u32::from(self.stochastic))
+            .define("ROW", self.row())
     }
 
     fn bytes(self, elements: usize) -> usize {
@@ -93,6 +108,18 @@ impl Op for Compress {
             Ok(())
         })
     }
+    fn cuda(&self, call: &Call) -> Kernel {
+        let elements = call.inputs[0].elements();
+        let launch = self.grid.launch("compress", call.format(0));
+        let per_block = if self.grid.row() == 32 {
+            u64::from(THREADS) / 32
+        } else {
+            1
+        };
+        let launch = launch.blocks(elements.div_ceil(self.grid.block).div_ceil(per_block));
+        let launch = launch.given([input(0), output(0), elements.into()]);
+        Kernel::one(launch.given([self.grid.block.into(), call.key.0.into()]))
+    }
 }
 
 impl Op for Decompress {
@@ -128,6 +155,15 @@ impl Op for Decompress {
             chunks.for_each(|((made, bounds), codes)| release(grid, bounds, codes, made));
             Ok(())
         })
+    }
+    fn cuda(&self, _: &Call) -> Kernel {
+        let elements = self.at.elements();
+        let launch = self
+            .grid
+            .launch("decompress", self.at.dtype)
+            .elements(elements);
+        let launch = launch.given([input(0), output(0), elements.into()]);
+        Kernel::one(launch.given([self.grid.block.into()]))
     }
 }
 

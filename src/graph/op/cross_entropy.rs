@@ -2,8 +2,9 @@
 
 use rayon::prelude::*;
 
+use super::kernel::{Argument, Call, Launch, input, output, scratch};
 use super::simd::{self, exp, sum_of, tanh, vectorized};
-use super::{Element, Io, Op, Output, Work, expect, expect_inputs, traffic};
+use super::{Element, Io, Op, Output, Work, expect, expect_inputs, kernel, traffic};
 use crate::error::{Error, Result};
 use crate::graph::backward::Backward;
 use crate::graph::tangent::Tangent;
@@ -90,6 +91,18 @@ impl Op for CrossEntropy {
         io.outputs[0].of::<f32>()[0] = kernel.total(losses);
         Ok(())
     }
+    fn cuda(&self, call: &Call) -> kernel::Kernel {
+        let (rows, logits) = (call.inputs[0].rows(), &call.inputs[0]);
+        let at = if self.gradient { output(1) } else { input(0) };
+        let losses = Losses {
+            softcap: self.softcap,
+            gradient: self.gradient,
+            dtype: logits.dtype,
+        };
+        let launch = losses.rows(rows, logits.columns(), [at, input(1), input(2), scratch(0)]);
+        let total = losses.total(rows, [scratch(0), input(2), output(0)]);
+        kernel::Kernel::all([launch, total])
+    }
 }
 
 /// The tangent of the loss: its gradient's product with the logits' tangent.
@@ -131,6 +144,67 @@ impl Op for CrossEntropyTangent {
         })?;
         io.outputs[0].of::<f32>()[0] = (sums.iter().sum::<f64>() / loss_scale) as f32;
         Ok(())
+    }
+    fn cuda(&self, call: &Call) -> kernel::Kernel {
+        let (rows, columns) = (call.inputs[0].rows(), call.inputs[0].columns());
+        let losses = Losses {
+            softcap: None,
+            gradient: false,
+            dtype: call.format(0),
+        };
+        let along = losses.along(rows, columns, [input(0), input(1), scratch(0)]);
+        let sum = losses.tangent(rows, [scratch(0), input(2), output(0)]);
+        kernel::Kernel::all([along, sum])
+    }
+}
+
+/// Launches over rows of logits in format `dtype`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Losses {
+    /// As of the op.
+    pub(super) softcap: Option<f64>,
+    /// Whether gradients take the logits' place.
+    pub(super) gradient: bool,
+    /// Format of the logits.
+    pub(super) dtype: DType,
+}
+
+impl Losses {
+    fn launch(&self, entry: &'static str) -> Launch {
+        Launch::new("cross_entropy", entry)
+            .format("T", self.dtype)
+            .define("CAP", u32::from(self.softcap.is_some()))
+            .define("GRADIENT", u32::from(self.gradient))
+    }
+
+    /// Of logits, targets, scale and losses (f64).
+    pub(super) fn rows(&self, rows: u64, columns: u64, pointers: [Argument; 4]) -> Launch {
+        let launch = self.launch("cross_entropy").blocks(rows).given(pointers);
+        let cap = self.softcap.unwrap_or(0.0) as f32;
+        launch.given([rows.into(), (columns as u32).into(), cap.into()])
+    }
+
+    /// Of losses, scale and the sum.
+    pub(super) fn total(&self, rows: u64, pointers: [Argument; 3]) -> Launch {
+        self.launch("cross_entropy_total")
+            .given(pointers)
+            .given([rows.into()])
+    }
+
+    /// Of gradients, tangents and their products (f64).
+    pub(super) fn along(&self, rows: u64, columns: u64, pointers: [Argument; 3]) -> Launch {
+        let launch = self
+            .launch("cross_entropy_along")
+            .blocks(rows)
+            .given(pointers);
+        launch.given([rows.into(), (columns as u32).into()])
+    }
+
+    /// Of products, scale (or null) and the sum.
+    pub(super) fn tangent(&self, rows: u64, pointers: [Argument; 3]) -> Launch {
+        self.launch("cross_entropy_tangent")
+            .given(pointers)
+            .given([rows.into()])
     }
 }
 

@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use super::elementwise::CHUNK;
+use super::kernel::{Call, Kernel, Launch, input, output};
 use super::simd::vectorized;
 use super::{Element, Io, Op, Output, Work, expect, expect_inputs, traffic};
 use crate::error::Result;
@@ -75,6 +76,17 @@ impl Op for Dropout {
             });
             Ok(())
         })
+    }
+    fn cuda(&self, call: &Call) -> Kernel {
+        let elements = call.outputs[0].elements();
+        let first = call.scalars.micro * elements;
+        let launch = Launch::new("dropout", "dropout")
+            .format("T", call.format(0))
+            .elements(elements)
+            .given([input(0), output(0), elements.into()])
+            .given([call.key.0.into(), first.into()]);
+        let scale = (1.0 / (1.0 - self.rate)) as f32;
+        Kernel::one(launch.given([(self.rate as f32).into(), scale.into()]))
     }
 }
 

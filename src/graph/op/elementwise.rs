@@ -1,5 +1,6 @@
 //! Elementwise sums.
 
+use super::kernel::{Argument, Call, Kernel, Launch, input, output};
 use super::{Io, Op, Output, Work, expect, expect_inputs, traffic};
 use crate::error::Result;
 use crate::graph::backward::Backward;
@@ -53,6 +54,13 @@ impl Op for Add {
             Ok(())
         })
     }
+    fn cuda(&self, call: &Call) -> Kernel {
+        Kernel::one(
+            over(call, self.name())
+                .given([input(0), output(0)])
+                .given([call.outputs[0].elements().into()]),
+        )
+    }
 }
 
 impl Op for Sum {
@@ -88,6 +96,14 @@ impl Op for Sum {
             });
             Ok(())
         })
+    }
+    fn cuda(&self, call: &Call) -> Kernel {
+        let launch = over(call, self.name());
+        Kernel::one(
+            launch
+                .given([input(0), input(1), output(0)])
+                .given([call.outputs[0].elements().into()]),
+        )
     }
 }
 
@@ -157,6 +173,14 @@ impl Op for Scale {
             Ok(())
         }))
     }
+    fn cuda(&self, call: &Call) -> Kernel {
+        let launch = over(call, self.name()).given([input(0), output(0)]);
+        Kernel::one(
+            launch
+                .given([call.outputs[0].elements().into()])
+                .given([(self.by as f32).into()]),
+        )
+    }
 }
 
 /// Zeros of a type: the tangent of what does not move, where a rule needs one.
@@ -185,6 +209,34 @@ impl Op for Zero {
         io.outputs[0].bytes.fill(0);
         Ok(())
     }
+    fn cuda(&self, call: &Call) -> Kernel {
+        Kernel::one(zero(0, &call.outputs[0]))
+    }
+}
+
+/// A launch that sets output `index`, of type `at`, to zero.
+pub(super) fn zero(index: usize, at: &Type) -> Launch {
+    // A zero is a zero in every format, so bytes will do.
+    let bytes = at.bytes().0;
+    let launch = Launch::new("elementwise", "zero").format("S", DType::F32);
+    let launch = launch.format("T", DType::F32).elements(bytes);
+    launch.given([output(index), bytes.into()])
+}
+
+/// A launch that rounds f32 numbers at `from` into `into`, of type `at`.
+pub(super) fn narrow(from: Argument, into: Argument, at: &Type) -> Launch {
+    let launch = Launch::new("elementwise", "scale").format("S", DType::F32);
+    let launch = launch.format("T", at.dtype).elements(at.elements());
+    launch.given([from, into, at.elements().into(), 1.0f32.into()])
+}
+
+/// A launch over all elements of output 0.
+fn over(call: &Call, entry: &'static str) -> Launch {
+    let read = call.inputs.first().unwrap_or(&call.outputs[0]).dtype;
+    Launch::new("elementwise", entry)
+        .format("S", read)
+        .format("T", call.outputs[0].dtype)
+        .elements(call.outputs[0].elements())
 }
 
 /// The tangent of a sum, over one of its terms' where that is free.

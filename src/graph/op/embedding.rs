@@ -2,6 +2,8 @@
 
 use rayon::prelude::*;
 
+use super::elementwise::zero;
+use super::kernel::{Call, Kernel, Launch, input, output};
 use super::simd::{self, vectorized};
 use super::{Element, Io, Op, Output, Work, expect, expect_inputs, summed, traffic};
 use crate::error::{Error, Result};
@@ -91,6 +93,16 @@ impl Op for Embedding {
             Ok(())
         })
     }
+    fn cuda(&self, call: &Call) -> Kernel {
+        let tokens = call.inputs[1].elements();
+        let launch = Launch::new("embedding", "embedding")
+            .format("T", call.format(0))
+            .format("G", call.format(0))
+            .blocks(tokens)
+            .given([input(0), input(1), output(0), tokens.into()])
+            .given(table_size(&call.inputs[0]).map(Into::into));
+        Kernel::one(launch.given([(self.scale as f32).into()]))
+    }
 }
 
 impl Op for EmbeddingBackward {
@@ -136,6 +148,18 @@ impl Op for EmbeddingBackward {
                 Ok(())
             })
         })
+    }
+    fn cuda(&self, call: &Call) -> Kernel {
+        let (tokens, table) = (call.inputs[1].elements(), &call.outputs[0]);
+        let launch = Launch::new("embedding", self.name())
+            .format("T", call.format(0))
+            .format("G", self.format)
+            .grid(tokens, table.columns().div_ceil(2048), 1)
+            .given([input(0), input(1), output(0), tokens.into()])
+            .given(table_size(table).map(Into::into))
+            .given([(self.scale as f32).into()]);
+        let clear = (!self.accumulate).then(|| zero(0, table));
+        Kernel::all(clear.into_iter().chain([launch]))
     }
 }
 
@@ -313,6 +337,15 @@ impl Op for PositionEmbedding {
             Ok(())
         })
     }
+    fn cuda(&self, call: &Call) -> Kernel {
+        let (rows, columns) = (call.outputs[0].rows(), call.outputs[0].columns());
+        let launch = Launch::new("embedding", self.name())
+            .format("T", call.format(0))
+            .format("G", call.format(0))
+            .blocks(rows)
+            .given([output(0), input(1), rows.into(), (columns as u32).into()]);
+        Kernel::one(launch.given([self.seq.into(), self.offset.into()]))
+    }
 }
 
 impl Op for PositionEmbeddingBackward {
@@ -355,6 +388,21 @@ impl Op for PositionEmbeddingBackward {
             })
         })
     }
+    fn cuda(&self, call: &Call) -> Kernel {
+        let (rows, columns) = (call.inputs[0].rows(), call.inputs[0].columns());
+        let launch = Launch::new("embedding", self.name())
+            .format("T", call.format(0))
+            .format("G", self.format)
+            .blocks(self.positions)
+            .given([input(0), output(0), rows.into(), (columns as u32).into()])
+            .given([self.seq, self.offset, self.positions].map(Into::into));
+        Kernel::one(launch.given([u32::from(self.accumulate).into()]))
+    }
+}
+
+/// Columns and rows of a table.
+fn table_size(table: &Type) -> [u32; 2] {
+    [table.columns(), table.rows()].map(|n| n as u32)
 }
 
 /// Fails on a token that has no row.

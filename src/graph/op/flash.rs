@@ -1,9 +1,13 @@
 //! Attention that keeps no probabilities (Dao et al. 2022): tiles of keys, with the softmax computed online.
 
-use super::attention::{AttentionShape, Block, QUERIES, forward_work, give_wanted, slots, within};
+use super::attention::{
+    AttentionShape, Block, QUERIES, backward_kernel, forward_kernel, forward_work, give_wanted,
+    slots, within,
+};
 use super::attention_backward::{Gradients, Saved, slot};
 use super::attention_tangent::give_tangent;
 use super::gemm::Mat;
+use super::kernel::{Argument, Call, Kernel, input, output};
 use super::scores::{self, Dropout};
 use super::tile::{Heads, TileMut, carve, pieces, product, run_all, slot_of, widened};
 use super::{Element, Io, Op, Output, Work, exactly, expect, expect_inputs, traffic};
@@ -77,6 +81,9 @@ impl Op for FlashAttention {
             });
             Ok(())
         })
+    }
+    fn cuda(&self, call: &Call) -> Kernel {
+        forward_kernel(&self.shape, call, [output(1), Argument::Null])
     }
 }
 
@@ -173,5 +180,8 @@ impl Op for FlashAttentionBackward {
             gradients.run(made.each_mut().map(|made| made.of::<T>()), io.scratch);
             Ok(())
         })
+    }
+    fn cuda(&self, call: &Call) -> Kernel {
+        backward_kernel(&self.shape, call, input(4), [input(5), Argument::Null])
     }
 }

@@ -1,7 +1,8 @@
 //! A product added to what is there: the second half of a low-rank update, which needs no room of its own.
 
 use super::gemm::{matmul, matmul_scratch};
-use super::matmul::{LinearInputGradient, LinearWeightGradient, mat};
+use super::kernel::{Call, Kernel, Matrix, Task};
+use super::matmul::{LinearInputGradient, LinearWeightGradient, gemm, mat};
 use super::{Io, Op, Output, Work, expect, traffic};
 use crate::error::Result;
 use crate::graph::backward::Backward;
@@ -94,5 +95,11 @@ impl Op for LinearAdd {
             matmul(y, columns, mat::<T>(x), mat::<T>(w).t(), true, io.scratch);
             Ok(())
         })
+    }
+    fn cuda(&self, call: &Call) -> Kernel {
+        let (x, w) = (Matrix::input(call, 0), Matrix::input(call, 1));
+        let mut gemm = gemm(call, x, w.t(), call.inputs[0].columns());
+        gemm.accumulate = true;
+        Kernel::Run(vec![Task::Gemm(gemm)])
     }
 }

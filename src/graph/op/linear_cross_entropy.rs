@@ -1,9 +1,10 @@
 //! The head and its loss in one op, so that the logits of the whole batch never exist.
 
-use super::cross_entropy::{Kernel, PASS, along, check_targets, expect_targets};
+use super::cross_entropy::{Kernel, Losses, PASS, along, check_targets, expect_targets};
 use super::gemm::{Mat, matmul, matmul_scratch};
-use super::simd;
+use super::kernel::{Argument, Call, Gemm, Matrix, Memory, Task, at, input, output, scratch};
 use super::{Element, Io, Op, Output, ViewMut, Work, expect, expect_inputs, traffic};
+use super::{elementwise, kernel, simd};
 use crate::error::Result;
 use crate::graph::backward::Backward;
 use crate::graph::tangent::Tangent;
@@ -157,6 +158,53 @@ impl Op for LinearCrossEntropy {
                 true => with_float!("linear_cross_entropy", self.format, G => self.differentiate::<T, G>(io)),
             }
         })
+    }
+    fn cuda(&self, call: &Call) -> kernel::Kernel {
+        let (x, weight) = (&call.inputs[0], &call.inputs[1]);
+        let (rows, hidden, vocab) = (x.rows(), weight.columns(), weight.rows());
+        let parts = self.parts(x, weight);
+        let sum = (parts.sum > Bytes::ZERO).then_some((parts.logits + parts.losses).0);
+        let losses = Losses {
+            softcap: self.softcap,
+            gradient: self.gradient,
+            dtype: DType::F32,
+        };
+        let mut tasks = Vec::new();
+        for from in (0..rows).step_by(self.rows.max(1) as usize) {
+            let count = self.rows.min(rows - from);
+            let logits = Matrix::new(Memory::Scratch, DType::F32, vocab);
+            let x = Matrix::input(call, 0).skip(from * hidden);
+            let weight = Matrix::input(call, 1);
+            let product = |shape, a, b, d| Task::Gemm(Gemm::new(shape, a, b, d));
+            tasks.push(product((count, vocab, hidden), x, weight.t(), logits));
+            let targets = at(Memory::Input(2), from * 4).into();
+            let loss = scratch(parts.logits.0 + from * 8);
+            let pointers = [scratch(0), targets, input(3), loss];
+            tasks.push(Task::Launch(losses.rows(count, vocab, pointers)));
+            if self.gradient {
+                let dx = Matrix::output(call, 1).skip(from * hidden);
+                tasks.push(product((count, hidden, vocab), logits, weight, dx));
+            }
+            if self.gradient && !self.frozen {
+                let into = match sum {
+                    None => Matrix::output(call, 2),
+                    Some(offset) => {
+                        Matrix::new(Memory::Scratch, DType::F32, hidden).skip(offset / 4)
+                    }
+                };
+                let mut gemm = Gemm::new((vocab, hidden, count), logits.t(), x, into);
+                gemm.accumulate = from > 0;
+                tasks.push(Task::Gemm(gemm));
+            }
+        }
+        if let Some(offset) = sum {
+            let weight = &call.outputs[2];
+            let launch = elementwise::narrow(scratch(offset), output(2), weight);
+            tasks.push(Task::Launch(launch));
+        }
+        let pointers: [Argument; 3] = [scratch(parts.logits.0), input(3), output(0)];
+        tasks.push(Task::Launch(losses.total(rows, pointers)));
+        kernel::Kernel::Run(tasks)
     }
 }
 
@@ -342,6 +390,46 @@ impl Op for LinearCrossEntropyTangent {
             let loss = self.sum::<T>(io);
             set_loss(&mut io.outputs[0], loss)
         })
+    }
+    fn cuda(&self, call: &Call) -> kernel::Kernel {
+        let (x, weight) = (&call.inputs[0], &call.inputs[1]);
+        let (rows, hidden, vocab) = (x.rows(), weight.columns(), weight.rows());
+        let [size, _] = self.parts(x, weight).map(|bytes| bytes.0);
+        let losses = Losses {
+            softcap: self.softcap,
+            gradient: true,
+            dtype: DType::F32,
+        };
+        let logits = Matrix::new(Memory::Scratch, DType::F32, vocab);
+        let tangents = logits.skip(size / 4);
+        let mut tasks = Vec::new();
+        for from in (0..rows).step_by(self.rows.max(1) as usize) {
+            let count = self.rows.min(rows - from);
+            let mut product = |a, b: Matrix, into, accumulate| {
+                let mut gemm = Gemm::new((count, vocab, hidden), a, b.t(), into);
+                gemm.accumulate = accumulate;
+                tasks.push(Task::Gemm(gemm));
+            };
+            let row = |index| Matrix::input(call, index).skip(from * hidden);
+            product(row(0), Matrix::input(call, 1), logits, false);
+            if self.input {
+                product(row(4), Matrix::input(call, 1), tangents, false);
+            }
+            if self.weight {
+                let moved = Matrix::input(call, call.inputs.len() - 1);
+                product(row(0), moved, tangents, self.input);
+            }
+            let targets = at(Memory::Input(2), from * 4).into();
+            let sums = scratch(2 * size + from * 8);
+            let pointers = [scratch(0), targets, input(3), sums];
+            let along = [scratch(0), scratch(size), sums];
+            tasks.push(Task::Launch(losses.rows(count, vocab, pointers)));
+            tasks.push(Task::Launch(losses.along(count, vocab, along)));
+        }
+        // The gradients carry the loss scale, which the sum is divided by.
+        let pointers = [scratch(2 * size), input(3), output(0)];
+        tasks.push(Task::Launch(losses.tangent(rows, pointers)));
+        kernel::Kernel::Run(tasks)
     }
 }
 

@@ -4,6 +4,7 @@ use rayon::prelude::*;
 
 use super::embedding::PositionEmbedding;
 use super::gemm::{Mat, matmul, matmul_scratch};
+use super::kernel::{Call, Gemm, Kernel, Launch, Matrix, Memory, Task, at, input, output, scratch};
 use super::{Element, Io, Op, Output, View, ViewMut, Work, expect, traffic};
 use crate::error::Result;
 use crate::graph::backward::Backward;
@@ -141,6 +142,12 @@ impl Op for Linear {
             Ok(())
         })
     }
+    fn cuda(&self, call: &Call) -> Kernel {
+        let (x, w) = (Matrix::input(call, 0), Matrix::input(call, 1));
+        let mut gemm = gemm(call, x, w.t(), call.inputs[0].columns());
+        gemm.bias = self.bias.then_some(at(Memory::Input(2), 0));
+        Kernel::Run(vec![Task::Gemm(gemm)])
+    }
 }
 
 impl Op for LinearInputGradient {
@@ -172,6 +179,11 @@ impl Op for LinearInputGradient {
             matmul(io.outputs[0].of::<T>(), columns, mat::<T>(dy), mat::<T>(w), false, io.scratch);
             Ok(())
         })
+    }
+    fn cuda(&self, call: &Call) -> Kernel {
+        let (dy, w) = (Matrix::input(call, 0), Matrix::input(call, 1));
+        let gemm = gemm(call, dy, w, call.inputs[0].columns());
+        Kernel::Run(vec![Task::Gemm(gemm)])
     }
 }
 
@@ -213,6 +225,12 @@ impl Op for LinearWeightGradient {
             })
         })
     }
+    fn cuda(&self, call: &Call) -> Kernel {
+        let (dy, x) = (Matrix::input(call, 0), Matrix::input(call, 1));
+        let mut gemm = gemm(call, dy.t(), x, call.inputs[0].rows());
+        gemm.accumulate = self.accumulate;
+        Kernel::Run(vec![Task::Gemm(gemm)])
+    }
 }
 
 /// Row chunks of a bias gradient: partial sums are joined in their order.
@@ -246,6 +264,20 @@ impl Op for BiasGradient {
         with_float!("bias_backward", dy.at.dtype, T => {
             sum_rows::<T>(dy, &mut io.outputs[0], io.scratch)
         })
+    }
+    fn cuda(&self, call: &Call) -> Kernel {
+        let (rows, columns) = (call.inputs[0].rows(), call.inputs[0].columns());
+        let launch = |entry| {
+            Launch::new("bias", entry)
+                .format("T", call.format(0))
+                .format("G", self.format)
+        };
+        let sizes = [rows.into(), (columns as u32).into()];
+        let part = launch("bias_parts").grid(columns.div_ceil(32), PARTIALS as u64, 1);
+        let part = part.given([input(0), scratch(0)]).given(sizes);
+        let total = launch("bias_total").blocks(columns.div_ceil(256));
+        let total = total.given([scratch(0), output(0), (PARTIALS as u32).into(), sizes[1]]);
+        Kernel::all([part, total])
     }
 }
 
@@ -294,6 +326,12 @@ pub(super) fn add_bias<T: Element>(y: &mut [T], bias: &[T]) {
                 .zip(bias)
                 .for_each(|(y, b)| *y = T::narrow(y.wide() + b.wide()));
         });
+}
+
+/// The product of `a` and `b` over `depth` into all of output 0.
+pub(super) fn gemm(call: &Call, a: Matrix, b: Matrix, depth: u64) -> Gemm {
+    let (m, n) = (call.outputs[0].rows(), call.outputs[0].columns());
+    Gemm::new((m, n, depth), a, b, Matrix::output(call, 0))
 }
 
 /// A two-dimensional input as a matrix.

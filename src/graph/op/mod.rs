@@ -13,6 +13,7 @@ use super::tensor::{DType, Type};
 use crate::error::{Error, Result};
 use crate::spec::job::Backend;
 use crate::spec::units::Bytes;
+use kernel::{Call, Kernel};
 
 pub mod activation;
 pub mod attention;
@@ -27,6 +28,7 @@ pub mod elementwise;
 pub mod embedding;
 pub mod flash;
 pub mod gemm;
+pub mod kernel;
 pub mod linear_add;
 pub mod linear_cross_entropy;
 pub mod matmul;
@@ -111,6 +113,11 @@ pub trait Op: Any + Debug + Send + Sync {
     /// # Errors
     /// Where something outside fails (files); arithmetic does not.
     fn cpu(&self, io: &mut Io) -> Result<()>;
+
+    /// How it runs on an NVIDIA GPU: what [`Op::cpu`] defines, with its rounding points. [`Kernel::Missing`] where nobody wrote it.
+    fn cuda(&self, _call: &Call) -> Kernel {
+        Kernel::Missing
+    }
 }
 
 /// An input as an op sees it. Empty where an output overwrites it: then the output's slice holds its old value.

@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use super::kernel::{Argument, Call, Kernel, Launch, THREADS, input, output, scratch};
 use super::norm_tangent::{LayerNormTangent, RmsNormTangent, give_tangent};
 use super::simd::{self, sum_of, sum_of_pairs, sum_of_triples, vectorized};
 use super::{Element, Io, Op, Output, Work, exactly, expect, expect_inputs, traffic};
@@ -96,6 +97,16 @@ impl Op for LayerNorm {
             Ok(())
         })
     }
+    fn cuda(&self, call: &Call) -> Kernel {
+        let (rows, columns) = (call.inputs[0].rows(), call.inputs[0].columns());
+        let launch = by_rows(self.name(), call.format(0), rows, columns, false);
+        let launch = launch.given([input(0), input(1), input(2), output(0), output(1)]);
+        Kernel::one(
+            launch
+                .given(sizes(rows, columns))
+                .given([(self.eps as f32).into()]),
+        )
+    }
 }
 
 impl Op for LayerNormBackward {
@@ -112,7 +123,7 @@ impl Op for LayerNormBackward {
         Ok(made.map(Output::Fresh).to_vec())
     }
     fn scratch(&self, inputs: &[Type], backend: Backend) -> Bytes {
-        partial_sums(inputs[1].rows(), 2 * inputs[1].columns(), backend)
+        partial_sums(inputs[1].rows(), inputs[1].columns(), 2, backend)
     }
     fn work(&self, inputs: &[Type], outputs: &[Type]) -> Work {
         // normalize (2), dy * weight, two sums (3), dx (4), dweight (2), dbias
@@ -139,6 +150,19 @@ impl Op for LayerNormBackward {
         let sums = total(parts, 2 * columns);
         round(self.name(), &sums[..columns], dw)?;
         round(self.name(), &sums[columns..], db)
+    }
+    fn cuda(&self, call: &Call) -> Kernel {
+        let (rows, columns) = (call.inputs[1].rows(), call.inputs[1].columns());
+        let launch = by_rows(self.name(), call.format(1), rows, columns, false);
+        let pointers = [input(0), input(1), input(2), input(3), output(0)];
+        let launch = launch.given(pointers).given(sizes(rows, columns));
+        let gradients = Parameters {
+            rows,
+            columns,
+            grad: self.grad,
+            biased: true,
+        };
+        gradients.after(launch)
     }
 }
 
@@ -190,6 +214,22 @@ impl Op for RmsNorm {
             Ok(())
         })
     }
+    fn cuda(&self, call: &Call) -> Kernel {
+        let rows = call.inputs[0].elements() / self.width;
+        let launch = by_rows(
+            self.name(),
+            call.format(0),
+            rows,
+            self.width,
+            self.unit_offset,
+        );
+        let launch = launch.given([input(0), input(1), output(0), output(1)]);
+        Kernel::one(
+            launch
+                .given(sizes(rows, self.width))
+                .given([(self.eps as f32).into()]),
+        )
+    }
 }
 
 impl RmsNorm {
@@ -213,7 +253,7 @@ impl Op for RmsNormBackward {
     }
     fn scratch(&self, inputs: &[Type], backend: Backend) -> Bytes {
         let groups = inputs[1].elements() / self.width;
-        partial_sums(groups, self.width, backend)
+        partial_sums(groups, self.width, 1, backend)
     }
     fn work(&self, inputs: &[Type], outputs: &[Type]) -> Work {
         // dy * weight, its sum with x (2), dx (3), dweight (3)
@@ -238,6 +278,19 @@ impl Op for RmsNormBackward {
             Ok(())
         })?;
         round(self.name(), total(parts, width), dw)
+    }
+    fn cuda(&self, call: &Call) -> Kernel {
+        let (rows, columns) = (call.inputs[1].elements() / self.width, self.width);
+        let launch = by_rows(self.name(), call.format(1), rows, columns, self.unit_offset);
+        let pointers = [input(0), input(1), input(2), input(3), output(0)];
+        let launch = launch.given(pointers).given(sizes(rows, columns));
+        let gradients = Parameters {
+            rows,
+            columns,
+            grad: self.grad,
+            biased: false,
+        };
+        gradients.after(launch)
     }
 }
 
@@ -321,14 +374,82 @@ fn part_rows(rows: usize) -> usize {
     rows.div_ceil(PARTS).max(1)
 }
 
-/// Scratch of the partial sums over `rows` rows.
-fn partial_sums(rows: u64, columns: u64, backend: Backend) -> Bytes {
-    match backend {
-        Backend::Cpu { .. } => {
-            let parts = rows.div_ceil(part_rows(rows as usize) as u64).max(1);
-            Bytes(parts * columns * 4)
-        }
-        Backend::Cuda { .. } => Bytes::ZERO,
+/// Scratch of the partial sums over `rows` rows, of `sums` vectors of `columns`.
+fn partial_sums(rows: u64, columns: u64, sums: u64, backend: Backend) -> Bytes {
+    let parts = match backend {
+        Backend::Cpu { .. } => rows.div_ceil(part_rows(rows as usize) as u64).max(1),
+        // One part goes straight to the gradient.
+        Backend::Cuda { .. } => match cuda_parts(columns) {
+            1 => 0,
+            parts => parts,
+        },
+    };
+    Bytes(parts * sums * columns * 4)
+}
+
+/// Parts that rows are cut into on a GPU, so that some hundred blocks of 32 columns sum a parameter's gradient.
+fn cuda_parts(columns: u64) -> u64 {
+    (4096 / columns.max(1)).clamp(1, PARTS as u64)
+}
+
+/// A launch for `rows` rows, each by a warp, or by a block where it is long.
+pub(super) fn by_rows(
+    entry: &'static str,
+    format: DType,
+    rows: u64,
+    columns: u64,
+    offset: bool,
+) -> Launch {
+    let threads = if columns > 1024 { THREADS } else { 32 };
+    Launch::new("norm", entry)
+        .format("T", format)
+        .format("G", format)
+        .define("ROW", threads)
+        .define("OFFSET", if offset { "1.0f" } else { "0.0f" })
+        .define("MEANS", 0)
+        .blocks(rows.div_ceil(u64::from(THREADS / threads)))
+}
+
+/// The last parameters of launches by rows.
+pub(super) fn sizes(rows: u64, columns: u64) -> [Argument; 2] {
+    [rows.into(), (columns as u32).into()]
+}
+
+/// The gradients of weight and, where it is `biased`, bias; inputs dy, x, weight and statistics.
+struct Parameters {
+    rows: u64,
+    columns: u64,
+    grad: DType,
+    biased: bool,
+}
+
+impl Parameters {
+    /// The launch of dx, then those of the gradients of parameters.
+    fn after(&self, first: Launch) -> Kernel {
+        let parts = cuda_parts(self.columns);
+        let bias = if self.biased {
+            output(2)
+        } else {
+            Argument::Null
+        };
+        let launch = |entry| {
+            let mut launch = Launch::new("norm", entry);
+            launch.defines = first.defines.clone();
+            launch.defines[1] = Launch::new("", "").format("G", self.grad).defines.remove(0);
+            launch.defines[4] = ("MEANS", u32::from(self.biased).to_string());
+            launch
+        };
+        let part = launch("norm_parameters").grid(self.columns.div_ceil(32), parts, 1);
+        let part = part.given([input(0), input(1), input(3), output(1), bias, scratch(0)]);
+        let part = part.given(sizes(self.rows, self.columns));
+        let total = launch("norm_total").blocks((2 * self.columns).div_ceil(u64::from(THREADS)));
+        let total = total.given([scratch(0), output(1), bias, (parts as u32).into()]);
+        let total = total.given([(self.columns as u32).into()]);
+        Kernel::all(
+            [first, part]
+                .into_iter()
+                .chain((parts > 1).then_some(total)),
+        )
     }
 }
 

@@ -2,7 +2,8 @@
 
 use rayon::prelude::*;
 
-use super::norm::{pointwise, task_rows};
+use super::kernel::{Call, Kernel, input, output};
+use super::norm::{by_rows, pointwise, sizes, task_rows};
 use super::simd::{sum_of, sum_of_pairs, vectorized};
 use super::{Element, Io, Op, Output, Work, expect, expect_inputs};
 use crate::error::Result;
@@ -51,6 +52,12 @@ impl Op for LayerNormTangent {
             Ok(())
         })
     }
+    fn cuda(&self, call: &Call) -> Kernel {
+        let (rows, columns) = (call.inputs[0].rows(), call.inputs[0].columns());
+        let launch = by_rows(self.name(), call.format(0), rows, columns, false);
+        let launch = launch.given((0..6).map(input)).given([output(0)]);
+        Kernel::one(launch.given(sizes(rows, columns)))
+    }
 }
 
 impl Op for RmsNormTangent {
@@ -79,6 +86,18 @@ impl Op for RmsNormTangent {
                 .for_each(|((dy, (dx, x)), stats)| rms_rows(dx, dw, x, w, offset, stats, dy));
             Ok(())
         })
+    }
+    fn cuda(&self, call: &Call) -> Kernel {
+        let rows = call.inputs[0].elements() / self.width;
+        let launch = by_rows(
+            self.name(),
+            call.format(0),
+            rows,
+            self.width,
+            self.unit_offset,
+        );
+        let launch = launch.given((0..5).map(input)).given([output(0)]);
+        Kernel::one(launch.given(sizes(rows, self.width)))
     }
 }
 

@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use super::kernel::{Call, Kernel, Launch, THREADS, input, output};
 use super::{Element, Io, Op, Output, Work, expect, expect_inputs, summed, traffic};
 use crate::error::Result;
 use crate::graph::backward::Backward;
@@ -37,6 +38,14 @@ pub struct Trim {
     pub batch: u64,
     /// Rows that are left out of each (P).
     pub rows: u64,
+}
+
+/// A launch of a thread for each of `count` elements.
+fn launch(entry: &'static str, format: DType, gradient: DType, count: u64) -> Launch {
+    Launch::new("prepend", entry)
+        .format("T", format)
+        .format("G", gradient)
+        .blocks(count.div_ceil(u64::from(THREADS)))
 }
 
 /// Work that is only moved bytes.
@@ -111,6 +120,12 @@ impl Op for Prepend {
             Ok(())
         })
     }
+    fn cuda(&self, call: &Call) -> Kernel {
+        let (prefix, all) = (call.inputs[0].elements(), call.outputs[0].elements());
+        let launch = launch("prepend", call.format(0), call.format(0), all);
+        let launch = launch.given([input(0), input(1), output(0), self.batch.into()]);
+        Kernel::one(launch.given([prefix.into(), (all / self.batch - prefix).into()]))
+    }
 }
 
 impl Op for PrependBackward {
@@ -152,6 +167,13 @@ impl Op for PrependBackward {
                 Ok(())
             })
         })
+    }
+    fn cuda(&self, call: &Call) -> Kernel {
+        let prefix = call.outputs[0].elements();
+        let launch = launch(self.name(), call.format(0), self.format, prefix);
+        let launch = launch.given([input(0), output(0), self.batch.into(), prefix.into()]);
+        let width = call.inputs[0].elements() / self.batch;
+        Kernel::one(launch.given([width.into(), u32::from(self.accumulate).into()]))
     }
 }
 
@@ -196,5 +218,14 @@ impl Op for Trim {
             sequences.for_each(|(y, x)| y.copy_from_slice(&x[skipped..]));
             Ok(())
         })
+    }
+    fn cuda(&self, call: &Call) -> Kernel {
+        let (skipped, kept) = (
+            self.rows * call.inputs[0].columns(),
+            call.outputs[0].elements(),
+        );
+        let launch = launch("trim", call.format(0), call.format(0), kept);
+        let launch = launch.given([input(0), output(0), self.batch.into(), skipped.into()]);
+        Kernel::one(launch.given([(kept / self.batch).into()]))
     }
 }

@@ -4,6 +4,7 @@ use std::fmt;
 
 use rayon::prelude::*;
 
+use super::kernel::{Call, Kernel, Launch, input, output};
 use super::simd::vectorized;
 use super::{Element, Io, Op, Output, Work, expect, expect_inputs, traffic};
 use crate::error::Result;
@@ -130,6 +131,31 @@ impl Op for Rope {
             });
             Ok(())
         })
+    }
+    fn cuda(&self, call: &Call) -> Kernel {
+        let scaling = match self.rotary.scaling {
+            RotaryScaling::None => (0u32, [1.0, 0.0, 1.0, 1.0]),
+            RotaryScaling::Linear { factor } => (1, [factor, 0.0, 1.0, 1.0]),
+            RotaryScaling::Llama3 {
+                factor,
+                low,
+                high,
+                original,
+            } => (2, [factor, low, high, original]),
+        };
+        let sign = if self.inverse { -1.0 } else { 1.0 };
+        let dims = self.rotary.dims;
+        let launch = Launch::new("rope", "rope")
+            .format("T", call.format(0))
+            .blocks(self.seq)
+            .shared(dims * 4)
+            .given([input(0), output(0)])
+            .given([self.batch as u32, self.seq as u32].map(Into::into))
+            .given([self.first.into()])
+            .given([self.heads, self.head_dim, dims].map(|n| (n as u32).into()))
+            .given([self.rotary.theta.into(), scaling.0.into()])
+            .given(scaling.1.map(Into::into));
+        Kernel::one(launch.given([sign.into()]))
     }
 }
 

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::ops::Range;
 
+use super::kernel::{Argument, Call, Launch};
 use super::simd::{self, max_of, sum_of, sum_of_triples, vectorized};
 use super::{Element, Scalars};
 use crate::error::Result;
@@ -97,6 +98,49 @@ impl AttentionShape {
         let cap = if self.softcap.is_some() { 30 } else { 0 };
         let drop = if self.dropout > 0.0 { 2 } else { 0 };
         14 + cap + drop
+    }
+
+    /// A launch of `attention.cu` without arguments: tiles of `rows` rows for each of `heads` heads of each sequence, with so many tiles of
+    /// columns of a head and of scores in shared memory; and the side of a tile. Nothing where a head is too wide or too narrow for the kernels.
+    pub(super) fn launch(
+        &self,
+        entry: &'static str,
+        (rows, heads): (u64, u64),
+        (columns, scores): (u64, u64),
+        call: &Call,
+        saved: bool,
+    ) -> Option<Launch> {
+        let width = self.head_dim;
+        let tile = if width > 128 { 16 } else { 32 };
+        // A head's row of dq must hold an f32 while it is not made.
+        let fits = (2..=320).contains(&width) && self.keys() < u64::from(u32::MAX);
+        let launch = Launch::new("attention", entry)
+            .format("T", call.format(0))
+            .define("SAVED", u32::from(saved))
+            .define("HEAD", width)
+            .define("TILE", tile)
+            .grid(rows.div_ceil(tile), heads, self.batch)
+            .shared((columns * tile * (width + 1) + scores * tile * tile) * 4);
+        fits.then_some(launch)
+    }
+
+    /// The last arguments of all kernels of `attention.cu`.
+    pub(super) fn arguments(&self, call: &Call) -> Vec<Argument> {
+        let sizes = [self.seq, self.keys(), self.past, self.heads, self.kv_heads];
+        let sizes = sizes.map(|n| Argument::U32(n as u32)).into_iter();
+        let dropout = Dropout::new(self, call.key, call.scalars);
+        let window = self.window.unwrap_or(self.keys());
+        let cap = self.softcap.unwrap_or(0.0) as f32;
+        let rest = [
+            u32::from(self.causal).into(),
+            window.into(),
+            (self.scale as f32).into(),
+            cap.into(),
+            dropout.key.0.into(),
+            dropout.first.into(),
+            dropout.rate.into(),
+        ];
+        sizes.chain(rest).collect()
     }
 
     /// Fails unless `inputs` start with q (N, heads D), k and v (B (P + T), kv_heads D).

@@ -1,5 +1,6 @@
 //! What crosses a border: moves between places, and values from and to the outside.
 
+use super::kernel::{Call, Kernel};
 use super::{Io, Op, Output, Work, expect, traffic};
 use crate::error::Result;
 use crate::graph::backward::Backward;
@@ -70,6 +71,9 @@ impl Op for Move {
         io.outputs[0].bytes.copy_from_slice(io.inputs[0].bytes);
         Ok(())
     }
+    fn cuda(&self, _: &Call) -> Kernel {
+        Kernel::Transfer
+    }
 }
 
 impl Op for Settle {
@@ -90,6 +94,9 @@ impl Op for Settle {
     }
     fn cpu(&self, _: &mut Io) -> Result<()> {
         Ok(())
+    }
+    fn cuda(&self, _: &Call) -> Kernel {
+        Kernel::Transfer
     }
 }
 
@@ -115,6 +122,9 @@ impl Op for Feed {
     }
     fn cpu(&self, io: &mut Io) -> Result<()> {
         io.port.read(&self.name, self.offset, io.outputs[0].bytes)
+    }
+    fn cuda(&self, _: &Call) -> Kernel {
+        Kernel::Transfer
     }
 }
 
@@ -143,5 +153,8 @@ impl Op for Report {
     }
     fn cpu(&self, io: &mut Io) -> Result<()> {
         io.port.write(&self.name, self.offset, io.inputs[0].bytes)
+    }
+    fn cuda(&self, _: &Call) -> Kernel {
+        Kernel::Transfer
     }
 }

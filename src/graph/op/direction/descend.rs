@@ -1,8 +1,9 @@
 //! The update of a parameter along its random directions.
 
 use super::draws::{Draws, MOST};
-use super::{BLOCK, CHUNK, DRAW, Direction, axpy};
+use super::{BLOCK, CHUNK, DRAW, Direction, axpy, launch, slopes};
 use crate::error::Result;
+use crate::graph::op::kernel::{Argument, Call, Kernel, Launch, input};
 use crate::graph::op::{Element, Io, Op, Output, Scalars, Work, expect, simd, traffic};
 use crate::graph::random::Key;
 use crate::graph::tensor::{DType, Type};
@@ -129,6 +130,32 @@ impl Op for Descend {
             Ok(())
         })
     }
+    fn cuda(&self, call: &Call) -> Kernel {
+        let (from, losses) = (self.scalars(), self.rule.losses());
+        let Some(slopes) = slopes(0, self.slopes) else {
+            return Kernel::Missing;
+        };
+        let rest = &call.inputs[self.slopes..];
+        let walk = Walk::constants(
+            self.rule,
+            decay(self.decay, rest[losses..].iter()),
+            &call.scalars,
+        );
+        let loss = |i: usize| {
+            if i < losses {
+                input(self.slopes + i)
+            } else {
+                Argument::Null
+            }
+        };
+        let launch = launch("descend", call.format(from), call.inputs[from].elements())
+            .given([Argument::Null])
+            .given(slopes)
+            .given([0, 1, 2].map(loss));
+        let rate = f64::from(call.scalars.rate);
+        let drawn = [call.key.0.into(), self.direction.zeroed.into(), rate.into()];
+        walk.launch(launch, call, (from, self.master), drawn)
+    }
 }
 
 /// The constants of one update.
@@ -174,18 +201,68 @@ impl Walk {
             }
             Rule::Momentum { .. } | Rule::Adam { .. } => Draws::mean(slopes, |slope| slope),
         };
-        let flat = op.decay != 0.0
-            && rest[op.rule.losses()..]
-                .iter()
-                .all(|view| view.at.shape.len() < 2);
+        let types = rest[op.rule.losses()..].iter().map(|view| view.at);
         Walk {
             rule: op.rule,
             drawn: Some((io.key, op.direction, draws)),
             rate: rate as f32,
-            // Biases and norms do not decay, as in the authors' code.
-            decay: if flat { 0.0 } else { op.decay as f32 },
+            decay: decay(op.decay, types),
             corrections: op.rule.corrections(io.scalars.step),
         }
+    }
+
+    /// A rule's constants, where it does not matter what is drawn.
+    fn constants(rule: Rule, decay: f32, scalars: &Scalars) -> Walk {
+        Walk {
+            rule,
+            drawn: None,
+            rate: scalars.rate,
+            decay,
+            corrections: rule.corrections(scalars.step),
+        }
+    }
+
+    /// The kernel, for a launch that lacks parameter `from`, what is kept for it, their number, `drawn` and the constants.
+    pub(super) fn launch(
+        &self,
+        launch: Launch,
+        call: &Call,
+        (from, master): (usize, bool),
+        drawn: [Argument; 3],
+    ) -> Kernel {
+        let (mut launch, states) = (launch, self.rule.states());
+        let (name, [keep, beta1, beta2, eps]) = match self.rule {
+            Rule::Sgd => ("SGD", [0.0; 4]),
+            Rule::Sign => ("SIGN", [0.0; 4]),
+            Rule::Conservative => ("CONSERVATIVE", [0.0; 4]),
+            Rule::Momentum { keep } => ("MOMENTUM", [keep, 0.0, 0.0, 0.0]),
+            Rule::Adam { beta1, beta2, eps } => ("ADAM", [0.0, beta1, beta2, eps]),
+        };
+        for (define, value) in &mut launch.defines {
+            if *define == "RULE" {
+                *value = name.to_string();
+            }
+        }
+        let first = from + 1 + usize::from(master);
+        let state = |i: usize| {
+            if i < states {
+                input(first + i)
+            } else {
+                Argument::Null
+            }
+        };
+        let kept = if master {
+            input(from + 1)
+        } else {
+            Argument::Null
+        };
+        let launch = launch
+            .given([input(from), kept, state(0), state(1)])
+            .given([call.inputs[from].elements().into()])
+            .given(drawn)
+            .given([self.rate, self.decay].map(Argument::F32))
+            .given([keep, beta1, beta2, eps].map(|x| Argument::F32(x as f32)));
+        Kernel::one(launch.given(self.corrections.map(Argument::F32)))
     }
 
     /// Along a gradient that is given, at `factor` times the step's rate.
@@ -236,6 +313,12 @@ impl Walk {
             _ => {}
         }
     }
+}
+
+/// The decay of a parameter of these types, what is kept for it among them: biases and norms do not decay, as in the authors' code.
+fn decay<'a>(decay: f64, mut types: impl Iterator<Item = &'a Type>) -> f32 {
+    let flat = types.all(|at| at.shape.len() < 2);
+    if flat { 0.0 } else { decay as f32 }
 }
 
 /// -1 or 1 where a step down or up along the slope lowers the loss most, 0 where neither does.

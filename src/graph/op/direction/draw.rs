@@ -2,8 +2,9 @@
 
 use rayon::prelude::*;
 
-use super::{BLOCK, DRAW, Direction};
+use super::{BLOCK, DRAW, Direction, launch};
 use crate::error::Result;
+use crate::graph::op::kernel::{Call, Kernel, output};
 use crate::graph::op::{Element, Io, Op, Output, Work, expect_inputs, simd, traffic};
 use crate::graph::tensor::Type;
 use crate::with_float;
@@ -41,6 +42,11 @@ impl Op for Draw {
             });
             Ok(())
         })
+    }
+    fn cuda(&self, call: &Call) -> Kernel {
+        let elements = self.at.elements();
+        let launch = launch("draw", self.at.dtype, elements).given([output(0), elements.into()]);
+        Kernel::one(launch.given([call.key.0.into(), self.direction.zeroed.into()]))
     }
 }
 

@@ -1,7 +1,9 @@
 //! The update of a parameter along a gradient that is given, by the rules of estimated ones.
 
 use super::descend::{Cells, Rule, Walk};
+use super::{launch, slopes};
 use crate::error::Result;
+use crate::graph::op::kernel::{self, Call, Kernel, input};
 use crate::graph::op::{Io, Op, Output, Work, expect, traffic};
 use crate::graph::tensor::{DType, Type};
 use crate::with_float;
@@ -19,6 +21,16 @@ pub struct FirstOrder {
     pub factor: f64,
     /// Whether θ has a copy in f32 that is updated in its stead.
     pub master: bool,
+}
+
+impl FirstOrder {
+    /// The decay of a parameter: biases and norms have none.
+    fn decay_of(&self, parameter: &Type) -> f64 {
+        match parameter.shape.len() {
+            0 | 1 => 0.0,
+            _ => self.decay,
+        }
+    }
 }
 
 impl Op for FirstOrder {
@@ -50,10 +62,7 @@ impl Op for FirstOrder {
         let Some((parameter, kept)) = io.outputs.split_first_mut() else {
             return Ok(());
         };
-        let decay = match parameter.at.shape.len() {
-            0 | 1 => 0.0,
-            _ => self.decay,
-        };
+        let decay = self.decay_of(parameter.at);
         let walk = Walk::given(self.rule, decay, self.factor, &io.scalars);
         let (master, states) = kept.split_at_mut(usize::from(self.master));
         let master = master
@@ -74,5 +83,25 @@ impl Op for FirstOrder {
             cells.update(&walk);
             Ok(())
         })
+    }
+    fn cuda(&self, call: &Call) -> Kernel {
+        let decay = self.decay_of(&call.inputs[1]);
+        let walk = Walk::given(self.rule, decay, self.factor, &call.scalars);
+        let mut launch = launch("descend", call.format(1), call.inputs[1].elements());
+        for (define, value) in &mut launch.defines {
+            if *define == "GIVEN" {
+                *value = "1".to_string();
+            }
+        }
+        let none = [kernel::Argument::Null; 3];
+        let launch = launch
+            .given([input(0)])
+            .given(slopes(0, 0).unwrap_or_default());
+        walk.launch(
+            launch.given(none),
+            call,
+            (1, self.master),
+            [0u64.into(), 0.0f64.into(), 0.0f64.into()],
+        )
     }
 }

@@ -16,8 +16,10 @@ pub use normal::normals;
 pub use perturb::Perturb;
 pub use slope::Slope;
 
+use super::kernel::{Argument, Launch, THREADS, input};
 use super::simd::vectorized;
 use crate::graph::random::Key;
+use crate::graph::tensor::DType;
 
 /// Elements worked on at a time, on the stack.
 const BLOCK: usize = 512;
@@ -25,6 +27,31 @@ const BLOCK: usize = 512;
 const CHUNK: usize = 1 << 14;
 /// Vector operations of one normal draw, about.
 const DRAW: u64 = 40;
+
+/// Most draws of a kernel.
+const CUDA_DRAWS: usize = 16;
+
+/// A launch of `direction.cu` with a thread for each two of `count` elements.
+fn launch(entry: &'static str, format: DType, count: u64) -> Launch {
+    Launch::new("direction", entry)
+        .format("T", format)
+        .define("RULE", "SGD")
+        .define("GIVEN", 0)
+        .blocks(count.div_ceil(2 * u64::from(THREADS)))
+}
+
+/// The slopes that are inputs `first..`, null behind the last, and their number; nothing where they are too many for a kernel.
+fn slopes(first: usize, count: usize) -> Option<Vec<Argument>> {
+    let slope = |i: usize| {
+        if i < count {
+            input(first + i)
+        } else {
+            Argument::Null
+        }
+    };
+    let all = (0..CUDA_DRAWS).map(slope).chain([(count as u32).into()]);
+    (count <= CUDA_DRAWS).then(|| all.collect())
+}
 
 /// Directions of one parameter: standard normal elements, of which some are zero.
 #[derive(Debug, Clone, Copy, PartialEq)]

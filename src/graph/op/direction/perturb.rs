@@ -3,8 +3,9 @@
 use rayon::prelude::*;
 
 use super::draws::{Draws, MOST};
-use super::{BLOCK, CHUNK, DRAW, Direction};
+use super::{BLOCK, CHUNK, DRAW, Direction, launch, slopes};
 use crate::error::Result;
+use crate::graph::op::kernel::{Call, Kernel, input, output};
 use crate::graph::op::{Element, Io, Op, Output, View, Work, expect, simd, traffic};
 use crate::graph::random::Key;
 use crate::graph::tensor::{DType, Type};
@@ -70,6 +71,21 @@ impl Op for Perturb {
             along.moved::<T>(&from, made.of::<T>());
             Ok(())
         })
+    }
+    fn cuda(&self, call: &Call) -> Kernel {
+        let Some(slopes) = slopes(1, self.slopes) else {
+            return Kernel::Missing;
+        };
+        let elements = call.inputs[0].elements();
+        let by = match self.slopes {
+            0 => self.by,
+            _ => self.by * f64::from(call.scalars.rate),
+        };
+        let launch = launch("perturb", call.format(0), elements)
+            .given([input(0), output(0)])
+            .given(slopes)
+            .given([self.draw.into(), elements.into(), call.key.0.into()]);
+        Kernel::one(launch.given([self.direction.zeroed.into(), by.into()]))
     }
 }
 

@@ -1,6 +1,8 @@
 //! How steep the loss is along a direction, from its values at two points.
 
+use super::launch;
 use crate::error::Result;
+use crate::graph::op::kernel::{Call, Kernel, input, output};
 use crate::graph::op::{Io, Op, Output, Work, expect, traffic};
 use crate::graph::tensor::{DType, Type};
 
@@ -37,5 +39,9 @@ impl Op for Slope {
         let finite = slope.is_finite();
         io.outputs[0].of::<f32>()[0] = if finite { slope as f32 } else { 0.0 };
         Ok(())
+    }
+    fn cuda(&self, _: &Call) -> Kernel {
+        let launch = launch("slope", DType::F32, 1).given([input(0), input(1), output(0)]);
+        Kernel::one(launch.given([self.distance.into()]))
     }
 }

@@ -3,6 +3,7 @@
 use crate::error::Result;
 use crate::graph::backward::Backward;
 use crate::graph::op::gemm::{Mat, matmul, matmul_scratch};
+use crate::graph::op::kernel::{Argument, Call, Kernel, Launch, Matrix, input};
 use crate::graph::op::{Element, Io, Op, Output, Work, expect, expect_inputs, summed, traffic};
 use crate::graph::tangent::Tangent;
 use crate::graph::tensor::{DType, Type};
@@ -83,6 +84,20 @@ impl Op for GroupedLinear {
             Ok(())
         })
     }
+    fn cuda(&self, call: &Call) -> Kernel {
+        let shape = &call.inputs[1].shape;
+        let (rows, size) = (call.inputs[0].rows(), (shape[0], shape[1] * shape[2]));
+        let (x, w) = (Matrix::input(call, 0), Matrix::input(call, 1));
+        let product = (rows, shape[1], shape[2]);
+        let group = Experts {
+            offsets: input(2),
+            first: 0,
+            count: size.0,
+            each: size.1,
+            summed: false,
+        };
+        Kernel::one(group.launch(product, x, w.t(), Matrix::output(call, 0), false))
+    }
 }
 
 impl Op for GroupedLinearInputGradient {
@@ -117,6 +132,20 @@ impl Op for GroupedLinearInputGradient {
             Ok(())
         })
     }
+    fn cuda(&self, call: &Call) -> Kernel {
+        let shape = &call.inputs[1].shape;
+        let (rows, size) = (call.inputs[0].rows(), (shape[0], shape[1] * shape[2]));
+        let (dy, w) = (Matrix::input(call, 0), Matrix::input(call, 1));
+        let product = (rows, shape[2], shape[1]);
+        let group = Experts {
+            offsets: input(2),
+            first: 0,
+            count: size.0,
+            each: size.1,
+            summed: false,
+        };
+        Kernel::one(group.launch(product, dy, w, Matrix::output(call, 0), false))
+    }
 }
 
 impl Op for GroupedLinearWeightGradient {
@@ -148,6 +177,21 @@ impl Op for GroupedLinearWeightGradient {
             })
         })
     }
+    fn cuda(&self, call: &Call) -> Kernel {
+        let shape = &call.outputs[0].shape;
+        let (dy, x) = (Matrix::input(call, 0), Matrix::input(call, 1));
+        let (count, each) = (shape[0], shape[1] * shape[2]);
+        let group = Experts {
+            offsets: input(2),
+            first: 0,
+            count,
+            each,
+            summed: true,
+        };
+        let product = (shape[1], shape[2], call.inputs[0].rows());
+        let into = Matrix::output(call, 0);
+        Kernel::one(group.launch(product, dy.t(), x, into, self.accumulate))
+    }
 }
 
 impl GroupedLinearWeightGradient {
@@ -170,6 +214,44 @@ impl GroupedLinearWeightGradient {
             let rows = Mat::new(rows, to - from, inputs);
             matmul(dweight, inputs, dy, rows, self.accumulate, io.scratch);
         }
+    }
+}
+
+/// Products of experts whose rows are known on the device only: of `count` experts from `first` on, with weights `each` elements apart.
+pub(in crate::graph::op) struct Experts {
+    pub(in crate::graph::op) offsets: Argument,
+    pub(in crate::graph::op) first: u64,
+    pub(in crate::graph::op) count: u64,
+    pub(in crate::graph::op) each: u64,
+    /// Whether an expert's rows are what is summed over; else they are the rows of the result.
+    pub(in crate::graph::op) summed: bool,
+}
+
+impl Experts {
+    /// Blocks for the case that one expert has all rows; those beyond its rows end at once.
+    pub(in crate::graph::op) fn launch(
+        &self,
+        (m, n, k): (u64, u64, u64),
+        a: Matrix,
+        b: Matrix,
+        d: Matrix,
+        accumulate: bool,
+    ) -> Launch {
+        const TILE: u64 = 64;
+        let flag = |on: bool| Argument::U32(u32::from(on));
+        Launch::new("gemm", "grouped")
+            .format("A", a.dtype)
+            .format("B", b.dtype)
+            .format("D", d.dtype)
+            .grid(n.div_ceil(TILE), m.div_ceil(TILE), self.count)
+            .given([a.at.into(), b.at.into(), d.at.into(), self.offsets])
+            .given([
+                (self.first as u32).into(),
+                self.each.into(),
+                flag(self.summed),
+            ])
+            .given([m, n, k, a.stride, b.stride, d.stride].map(Argument::U64))
+            .given([flag(a.transposed), flag(b.transposed), flag(accumulate)])
     }
 }
 

@@ -7,6 +7,7 @@ mod grouped;
 mod route;
 mod rows;
 
+pub(super) use grouped::Experts;
 pub use grouped::{GroupedLinear, GroupedLinearInputGradient, GroupedLinearWeightGradient};
 pub use route::{Route, RouteBackward, RouteTangent};
 pub use rows::{Combine, CombineBackward, Gather, GatherBackward};

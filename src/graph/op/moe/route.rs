@@ -4,6 +4,7 @@ use rayon::prelude::*;
 
 use crate::error::Result;
 use crate::graph::backward::Backward;
+use crate::graph::op::kernel::{Call, Kernel, Launch, THREADS, input, output};
 use crate::graph::op::{Element, Io, Op, Output, Work, expect, expect_inputs, traffic};
 use crate::graph::tangent::Tangent;
 use crate::graph::tensor::{DType, Type};
@@ -117,6 +118,22 @@ impl Op for Route {
         );
         Ok(())
     }
+    fn cuda(&self, call: &Call) -> Kernel {
+        let (tokens, slots) = (call.inputs[0].rows(), call.outputs[1].elements());
+        let choose = tokens_launch("route_choose", call.format(0), tokens);
+        let choose = choose.given([input(0), output(0), output(3), tokens.into()]);
+        let choose = choose.given([self.experts, self.top_k].map(|n| (n as u32).into()));
+        let sort = Launch::new("moe", "route_sort").format("T", call.format(0));
+        let sort = sort.grid(self.experts, 1, 1);
+        let sort = sort.given([output(3), output(1), output(2), slots.into()]);
+        Kernel::all([choose, sort.given([(self.experts as u32).into()])])
+    }
+}
+
+/// A launch of a thread for each token.
+fn tokens_launch(entry: &'static str, format: DType, tokens: u64) -> Launch {
+    let launch = Launch::new("moe", entry).format("T", format);
+    launch.blocks(tokens.div_ceil(u64::from(THREADS)))
 }
 
 /// One token: its experts by falling logit, and their softmax.
@@ -192,6 +209,12 @@ impl Op for RouteBackward {
             Ok(())
         })
     }
+    fn cuda(&self, call: &Call) -> Kernel {
+        let (tokens, k) = (call.inputs[0].rows(), call.inputs[0].columns());
+        let launch = tokens_launch(self.name(), self.format, tokens);
+        let launch = launch.given([input(0), input(1), input(2), output(0), tokens.into()]);
+        Kernel::one(launch.given([self.experts, k].map(|n| (n as u32).into())))
+    }
 }
 
 impl Op for RouteTangent {
@@ -233,5 +256,12 @@ impl Op for RouteTangent {
             });
             Ok(())
         })
+    }
+    fn cuda(&self, call: &Call) -> Kernel {
+        let (tokens, experts) = (call.inputs[0].rows(), call.inputs[0].columns());
+        let launch = tokens_launch(self.name(), call.format(0), tokens);
+        let launch = launch.given([input(0), input(1), input(2), output(0), tokens.into()]);
+        let k = call.inputs[1].columns();
+        Kernel::one(launch.given([experts, k].map(|n| (n as u32).into())))
     }
 }

@@ -4,6 +4,7 @@ use rayon::prelude::*;
 
 use crate::error::Result;
 use crate::graph::backward::Backward;
+use crate::graph::op::kernel::{Argument, Call, Kernel, Launch, THREADS, input, output, scratch};
 use crate::graph::op::simd::{self, vectorized};
 use crate::graph::op::{Element, Io, Op, Output, Work, expect, expect_inputs, traffic};
 use crate::graph::tangent::Tangent;
@@ -83,6 +84,12 @@ impl Op for Gather {
             Ok(())
         })
     }
+    fn cuda(&self, call: &Call) -> Kernel {
+        let slots = call.outputs[0].rows();
+        let launch = launch("gather", call, slots);
+        let launch = launch.given([input(0), input(1), output(0), slots.into()]);
+        Kernel::one(launch.given(widths(call, slots / call.inputs[0].rows())))
+    }
 }
 
 impl Op for GatherBackward {
@@ -117,6 +124,19 @@ impl Op for GatherBackward {
             });
             Ok(())
         })
+    }
+    fn cuda(&self, call: &Call) -> Kernel {
+        let tokens = call.outputs[0].rows();
+        let sum = launch("combine", call, tokens);
+        let sum = sum.given([
+            input(0),
+            Argument::Null,
+            scratch(0),
+            output(0),
+            tokens.into(),
+        ]);
+        let sum = sum.given(widths(call, self.top_k));
+        Kernel::all([inverted(call, 1), sum])
     }
 }
 
@@ -163,6 +183,13 @@ impl Op for Combine {
             });
             Ok(())
         })
+    }
+    fn cuda(&self, call: &Call) -> Kernel {
+        let tokens = call.outputs[0].rows();
+        let sum = launch("combine", call, tokens);
+        let sum = sum.given([input(0), input(1), scratch(0), output(0), tokens.into()]);
+        let sum = sum.given(widths(call, call.inputs[1].columns()));
+        Kernel::all([inverted(call, 2), sum])
     }
 }
 
@@ -213,6 +240,37 @@ impl Op for CombineBackward {
         }
         Ok(())
     }
+    fn cuda(&self, call: &Call) -> Kernel {
+        let slots = call.inputs[1].rows();
+        let launch = launch("combine_backward", call, slots);
+        let launch = launch
+            .given((0..4).map(input))
+            .given([output(0), output(1)]);
+        let launch = launch.given([slots.into()]);
+        Kernel::one(launch.given(widths(call, call.inputs[2].columns())))
+    }
+}
+
+/// A launch of a block for each of `rows` rows.
+fn launch(entry: &'static str, call: &Call, rows: u64) -> Launch {
+    Launch::new("moe", entry)
+        .format("T", call.format(0))
+        .blocks(rows)
+}
+
+/// Columns of a row and slots of a token.
+fn widths(call: &Call, k: u64) -> [Argument; 2] {
+    [call.inputs[0].columns(), k].map(|n| (n as u32).into())
+}
+
+/// Where each slot stands in the order that is input `index`, into scratch.
+fn inverted(call: &Call, index: usize) -> Launch {
+    let slots = call.inputs[index].elements();
+    launch("invert", call, slots.div_ceil(u64::from(THREADS))).given([
+        input(index),
+        scratch(0),
+        slots.into(),
+    ])
 }
 
 /// Fails unless these are rows, weights and order of the same slots.

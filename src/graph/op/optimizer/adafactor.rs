@@ -3,6 +3,9 @@
 use super::adafactor_sizes::{Pass, Shape};
 use super::update::{Part, Rule, STATES, State, coefficient, expect_guard, walk};
 use crate::error::Result;
+use crate::graph::op::kernel::{
+    Argument, Call, Kernel, Launch, Memory, THREADS, at, input, scratch,
+};
 use crate::graph::op::{Io, Op, Output, ViewMut, Work, expect, expect_inputs, traffic};
 use crate::graph::tensor::{DType, Type};
 use crate::spec::job::Backend;
@@ -137,6 +140,163 @@ impl Op for Adafactor {
         let master = masters.first_mut().map(ViewMut::of).unwrap_or_default();
         let op = self.name();
         walk(op, coefficient, gradient, parameter, master, parts, &rule)
+    }
+    fn cuda(&self, call: &Call) -> Kernel {
+        let walk = Passes::new(self, call);
+        let mut launches = match walk.shape.factored {
+            true => (0..walk.stack)
+                .flat_map(|index| walk.factors(index))
+                .collect(),
+            false => vec![walk.squares()],
+        };
+        launches.extend(self.scale.map(|_| walk.weights()));
+        launches.push(walk.step());
+        Kernel::all(launches)
+    }
+}
+
+/// The launches of one call: mean squares and factors, matrix by matrix; sizes; the step.
+struct Passes<'a> {
+    op: &'a Adafactor,
+    call: &'a Call<'a>,
+    shape: Shape,
+    /// Matrices of the parameter.
+    stack: u64,
+    /// First byte of the factors of rows and of columns in scratch.
+    factors: [u64; 2],
+    /// First state, and the guard.
+    states: usize,
+    guard: Argument,
+}
+
+/// Parts of each sum (`PARTS` in the kernels).
+const PARTS: u64 = 32;
+
+impl<'a> Passes<'a> {
+    fn new(op: &'a Adafactor, call: &'a Call<'a>) -> Passes<'a> {
+        let shape = Shape::of(&call.inputs[0]);
+        let first = 8 * shape.partials() as u64;
+        let states = 2 + usize::from(op.master);
+        let count = 1 + usize::from(shape.factored) + usize::from(op.beta1.is_some());
+        Passes {
+            op,
+            call,
+            shape,
+            stack: call.inputs[0].elements() / (shape.rows * shape.columns).max(1) as u64,
+            factors: [first, first + 4 * shape.factors().0 as u64],
+            states,
+            guard: if op.guard {
+                input(states + count)
+            } else {
+                Argument::Null
+            },
+        }
+    }
+
+    fn launch(&self, entry: &'static str) -> Launch {
+        Launch::new("adafactor", entry)
+            .format("G", self.call.format(0))
+            .format("P", self.call.format(1))
+    }
+
+    /// Decay of mean squares in this step.
+    fn decay(&self) -> f32 {
+        (1.0 - (self.call.scalars.step as f64).powf(self.op.exponent)) as f32
+    }
+
+    /// Mean squares and factors of matrix `index`, and its part of the update's size.
+    fn factors(&self, index: u64) -> [Launch; 4] {
+        let (rows, columns) = (self.shape.rows as u64, self.shape.columns as u64);
+        let from = |of, elements: u64, bytes: u64| Argument::from(at(of, elements * bytes));
+        let bytes = self.call.format(0).bytes();
+        let gradient = from(Memory::Input(0), index * rows * columns, bytes);
+        let row = from(Memory::Input(self.states), index * rows, 4);
+        let column = from(Memory::Input(self.states + 1), index * columns, 4);
+        let row_factors = scratch(self.factors[0] + 4 * index * rows);
+        let factors = scratch(self.factors[1] + 4 * index * columns);
+        let size = [rows.into(), (columns as u32).into()];
+        let constants = [(self.op.eps as f32).into(), self.decay().into()];
+        [
+            self.launch("adafactor_rows")
+                .blocks(rows)
+                .given([gradient, row, self.guard])
+                .given(size)
+                .given(constants),
+            self.launch("adafactor_columns")
+                .grid(columns.div_ceil(32), 1, 1)
+                .given([gradient, column, factors, self.guard])
+                .given(size)
+                .given(constants),
+            self.launch("adafactor_factors")
+                .given([row, row_factors, rows.into()]),
+            self.launch("adafactor_size")
+                .grid(PARTS, 1, 1)
+                .given([gradient, row_factors, factors, self.guard, self.parts()])
+                .given(size)
+                .given([u32::from(index == 0).into()]),
+        ]
+    }
+
+    /// Sums of parts, behind those of columns on a CPU.
+    fn parts(&self) -> Argument {
+        scratch(self.factors[0] - 8 * 2 * PARTS)
+    }
+
+    /// Mean squares of a vector, and the update's size.
+    fn squares(&self) -> Launch {
+        self.launch("adafactor_squares")
+            .grid(PARTS, 1, 1)
+            .given([input(0), input(self.states), self.guard, self.parts()])
+            .given([self.call.inputs[0].elements().into()])
+            .given([(self.op.eps as f32).into(), self.decay().into()])
+    }
+
+    fn master(&self) -> Argument {
+        if self.op.master {
+            input(2)
+        } else {
+            Argument::Null
+        }
+    }
+
+    fn weights(&self) -> Launch {
+        self.launch("adafactor_weights")
+            .grid(PARTS, 1, 1)
+            .given([input(1), self.master(), self.parts()])
+            .given([self.call.inputs[0].elements().into()])
+    }
+
+    fn step(&self) -> Launch {
+        let (op, elements) = (self.op, self.call.inputs[0].elements());
+        let factored = self.shape.factored;
+        let square = if factored {
+            Argument::Null
+        } else {
+            input(self.states)
+        };
+        let mean = match op.beta1 {
+            Some(_) => input(self.states + 1 + usize::from(factored)),
+            None => Argument::Null,
+        };
+        let factor = |index: usize| match factored {
+            true => scratch(self.factors[index]),
+            false => Argument::Null,
+        };
+        let rate = f64::from(self.call.scalars.rate);
+        self.launch("adafactor")
+            .blocks(elements.div_ceil(u64::from(THREADS)))
+            .given([input(0), input(1), self.master(), square, mean])
+            .given([
+                self.guard,
+                self.parts(),
+                factor(0),
+                factor(1),
+                elements.into(),
+            ])
+            .given([(self.shape.rows as u64).into()])
+            .given([(self.shape.columns as u32).into()])
+            .given([rate, op.scale.unwrap_or(0.0), op.clip, op.decay].map(Argument::F64))
+            .given([(op.beta1.unwrap_or(0.0) as f32).into()])
     }
 }
 

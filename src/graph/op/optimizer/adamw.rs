@@ -2,6 +2,7 @@
 
 use super::update::{Layout, Part, Rule, STATES, State};
 use crate::error::Result;
+use crate::graph::op::kernel::{Argument, Call, Kernel};
 use crate::graph::op::simd::vectorized;
 use crate::graph::op::{Io, Op, Output, Scalars, Work, traffic};
 use crate::graph::tensor::Type;
@@ -56,6 +57,11 @@ impl Op for AdamW {
         let rule = Moments::of(betas, self.eps, decay, &io.scalars);
         self.layout().run(self.name(), io, &rule)
     }
+    fn cuda(&self, call: &Call) -> Kernel {
+        let betas = (self.beta1, self.beta2);
+        let rule = Moments::of(betas, self.eps, self.decay, &call.scalars);
+        self.layout().launch(self.name(), call, 2, rule.constants())
+    }
 }
 
 /// The constants of one step.
@@ -95,6 +101,20 @@ impl Moments {
             eps: eps as f32,
             rate: (rate / correction(beta1)) as f32,
         }
+    }
+
+    /// Its constants, as kernels take them.
+    pub(super) fn constants(&self) -> [Argument; 7] {
+        let Moments {
+            keep,
+            mean,
+            beta2,
+            square,
+            root,
+            eps,
+            rate,
+        } = *self;
+        [keep, mean, beta2, square, root, eps, rate].map(Argument::F32)
     }
 
     /// New weights and moments.

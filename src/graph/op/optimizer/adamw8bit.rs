@@ -4,6 +4,7 @@ use super::adamw::Moments;
 use super::update::{Layout, Part, Rule, STATES, State};
 use crate::error::Result;
 use crate::graph::op::dynamic::{Map, SIGNED, UNSIGNED};
+use crate::graph::op::kernel::{Call, Kernel};
 use crate::graph::op::{Io, Op, Output, Work, traffic};
 use crate::graph::tensor::{DType, Type};
 
@@ -87,6 +88,11 @@ impl Op for AdamW8Bit {
         let (betas, decay) = ((self.beta1, self.beta2), self.decay);
         let rule = Bytewise(Moments::of(betas, self.eps, decay, &io.scalars));
         self.layout().run(self.name(), io, &rule)
+    }
+    fn cuda(&self, call: &Call) -> Kernel {
+        let betas = (self.beta1, self.beta2);
+        let rule = Moments::of(betas, self.eps, self.decay, &call.scalars);
+        self.layout().launch(self.name(), call, 4, rule.constants())
     }
 }
 

@@ -5,7 +5,12 @@ use super::adamw8bit::{Bytewise, MOMENTS, WORK};
 use super::update::{Layout, Part, Rule, STATES, State, coefficient, expect_guard, walk};
 use crate::error::Result;
 use crate::graph::op::gemm::{Mat, matmul, matmul_scratch};
-use crate::graph::op::{Io, Op, Output, View, ViewMut, Work, expect, expect_inputs, traffic};
+use crate::graph::op::kernel::{
+    Argument, Call, Gemm, Kernel, Launch, Matrix, Memory, Task, at, input, scratch as room,
+};
+use crate::graph::op::{
+    Io, Op, Output, Scalars, View, ViewMut, Work, expect, expect_inputs, traffic,
+};
 use crate::graph::tensor::{DType, Type};
 use crate::spec::job::Backend;
 use crate::spec::units::Bytes;
@@ -103,6 +108,17 @@ impl Op for Project {
             Ok(())
         })
     }
+    fn cuda(&self, call: &Call) -> Kernel {
+        let low = Low::of(&call.inputs[0], call.inputs[1].rows());
+        let (g, p) = (Matrix::input(call, 0), Matrix::input(call, 1));
+        let (rows, columns, rank) = (low.rows as u64, low.columns as u64, low.rank as u64);
+        let into = Matrix::output(call, 0);
+        let gemm = match low.is_tall() {
+            true => Gemm::new((rows, rank, columns), g, p.t(), into),
+            false => Gemm::new((rank, columns, rows), p, g, into),
+        };
+        Kernel::Run(vec![Task::Gemm(gemm)])
+    }
 }
 
 /// Adam's step of unit rate from a projected gradient, in the gradient's place.
@@ -125,6 +141,17 @@ pub struct Direction {
 }
 
 impl Direction {
+    /// The constants of a step of unit rate.
+    fn rule(&self, mut scalars: Scalars) -> Moments {
+        scalars.rate = -1.0;
+        let correction = (1.0 - self.beta2.powf(scalars.step as f64)).sqrt();
+        let eps = match self.bytewise {
+            true => self.eps,
+            false => self.eps / correction,
+        };
+        Moments::of((self.beta1, self.beta2), eps, 0.0, &scalars)
+    }
+
     fn layout(&self) -> Layout<'static> {
         Layout {
             parameter: false,
@@ -153,17 +180,17 @@ impl Op for Direction {
         }
     }
     fn cpu(&self, io: &mut Io) -> Result<()> {
-        let mut scalars = io.scalars;
-        scalars.rate = -1.0;
-        let correction = (1.0 - self.beta2.powf(scalars.step as f64)).sqrt();
-        let eps = match self.bytewise {
-            true => self.eps,
-            false => self.eps / correction,
-        };
-        let moments = Moments::of((self.beta1, self.beta2), eps, 0.0, &scalars);
+        let moments = self.rule(io.scalars);
         match self.bytewise {
             true => self.layout().run(self.name(), io, &Bytewise(moments)),
             false => self.layout().run(self.name(), io, &moments),
+        }
+    }
+    fn cuda(&self, call: &Call) -> Kernel {
+        let constants = self.rule(call.scalars).constants();
+        match self.bytewise {
+            true => self.layout().launch("adamw8bit", call, 4, constants),
+            false => self.layout().launch("adamw", call, 2, constants),
         }
     }
 }
@@ -182,6 +209,17 @@ pub struct Apply {
     pub master: bool,
     /// Whether a guard may say to leave the step out.
     pub guard: bool,
+}
+
+impl Apply {
+    /// The constants of a step.
+    fn rule(&self, scalars: Scalars) -> Descend {
+        let rate = f64::from(scalars.rate);
+        Descend {
+            rate: (rate * self.scale) as f32,
+            keep: (1.0 - rate * self.decay) as f32,
+        }
+    }
 }
 
 /// Elements of a panel.
@@ -236,11 +274,7 @@ impl Op for Apply {
         let low = Low::of(parameter.at, projector.at.rows());
         let rows = low.panel();
         let (panel, scratch) = io.scratch.split_at_mut(rows * low.columns * 4);
-        let rate = f64::from(io.scalars.rate);
-        let rule = Descend {
-            rate: (rate * self.scale) as f32,
-            keep: (1.0 - rate * self.decay) as f32,
-        };
+        let rule = self.rule(io.scalars);
         let width = parameter.at.dtype.bytes() as usize * low.columns;
         let mut master = masters.first_mut().map(ViewMut::of).unwrap_or_default();
         for from in (0..low.rows).step_by(rows) {
@@ -275,6 +309,42 @@ impl Op for Apply {
             )?;
         }
         Ok(())
+    }
+    fn cuda(&self, call: &Call) -> Kernel {
+        let (rule, at_parameter) = (self.rule(call.scalars), &call.inputs[2]);
+        let low = Low::of(at_parameter, call.inputs[1].rows());
+        let (columns, rank) = (low.columns as u64, low.rank as u64);
+        let (step, p) = (Matrix::input(call, 0), Matrix::input(call, 1));
+        let panel = Matrix::new(Memory::Scratch, DType::F32, columns);
+        let guard = match self.guard {
+            true => input(3 + usize::from(self.master)),
+            false => Argument::Null,
+        };
+        let tasks = (0..low.rows).step_by(low.panel()).flat_map(|first| {
+            let (from, rows) = (first as u64, low.panel().min(low.rows - first) as u64);
+            let (a, b) = match low.is_tall() {
+                true => (step.skip(from * rank), p),
+                false => (p.skip(from).t(), step),
+            };
+            let gemm = Gemm::new((rows, columns, rank), a, b, panel);
+            let part = |index: usize, bytes: u64| {
+                Argument::from(at(Memory::Input(index), from * columns * bytes))
+            };
+            let master = if self.master {
+                part(3, 4)
+            } else {
+                Argument::Null
+            };
+            let take = Launch::new("update", "take_low")
+                .format("G", DType::F32)
+                .format("P", at_parameter.dtype)
+                .format("M", DType::F32)
+                .elements(rows * columns)
+                .given([room(0), part(2, at_parameter.dtype.bytes()), master, guard])
+                .given([(rows * columns).into(), rule.rate.into(), rule.keep.into()]);
+            [Task::Gemm(gemm), Task::Launch(take)]
+        });
+        Kernel::Run(tasks.collect())
     }
 }
 

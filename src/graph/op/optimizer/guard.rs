@@ -4,6 +4,7 @@ use rayon::prelude::*;
 
 use crate::error::Result;
 use crate::graph::op::elementwise::CHUNK;
+use crate::graph::op::kernel::{Argument, Call, Kernel, Launch, input, output, scratch};
 use crate::graph::op::simd::vectorized;
 use crate::graph::op::{Element, Io, Op, Output, View, Work, expect, expect_inputs, traffic};
 use crate::graph::tensor::{DType, Type};
@@ -15,6 +16,8 @@ use crate::with_float;
 const PARTIALS: usize = 64;
 /// Sums that run side by side, so that the loop vectorizes in a fixed order.
 const LANES: usize = 16;
+/// Sums that one launch adds up on a GPU.
+const AT_ONCE: usize = 8;
 /// What PyTorch adds to the norm it divides by.
 const EPS: f64 = 1e-6;
 
@@ -67,6 +70,13 @@ impl Op for SquareSum {
         })?;
         io.outputs[0].of::<f32>()[0] = partials.iter().sum::<f64>() as f32;
         Ok(())
+    }
+    fn cuda(&self, call: &Call) -> Kernel {
+        let launch = |entry| Launch::new("guard", entry).format("T", call.format(0));
+        let parts = launch("square_parts").grid(PARTIALS as u64, 1, 1);
+        let parts = parts.given([input(0), scratch(0), call.inputs[0].elements().into()]);
+        let total = launch("square_total").given([scratch(0), output(0)]);
+        Kernel::all([parts, total.given([(PARTIALS as u32).into()])])
     }
 }
 
@@ -126,5 +136,25 @@ impl Op for ClipScale {
         guard[1] = if sum.is_finite() { 1.0 } else { 0.0 };
         guard[2] = norm as f32;
         Ok(())
+    }
+    fn cuda(&self, call: &Call) -> Kernel {
+        let launch = |entry| {
+            let launch = Launch::new("guard", entry).format("T", DType::F32);
+            launch.given([output(0)])
+        };
+        let sums = call.inputs.len() - usize::from(self.loss_scale);
+        let add = |first: usize| {
+            let sum = |i: usize| if i < sums { input(i) } else { Argument::Null };
+            let launch = launch("clip_add").given((first..first + AT_ONCE).map(sum));
+            launch.given([u32::from(first == 0).into()])
+        };
+        let scale = if self.loss_scale {
+            input(sums)
+        } else {
+            Argument::Null
+        };
+        let most = self.max_norm.unwrap_or(0.0);
+        let clip = launch("clip_scale").given([scale, most.into()]);
+        Kernel::all((0..sums).step_by(AT_ONCE).map(add).chain([clip]))
     }
 }

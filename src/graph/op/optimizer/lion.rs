@@ -4,6 +4,7 @@ use half::bf16;
 
 use super::update::{Layout, Part, Rule, STATES, State};
 use crate::error::Result;
+use crate::graph::op::kernel::{Argument, Call, Kernel};
 use crate::graph::op::simd::{self, vectorized};
 use crate::graph::op::{Io, Op, Output, Work, traffic};
 use crate::graph::tensor::{DType, Type};
@@ -41,6 +42,17 @@ impl Lion {
             guard: self.guard,
         })
     }
+
+    /// The constants of a step at this rate.
+    fn rule(&self, rate: f32) -> Signs {
+        Signs {
+            keep: (1.0 - f64::from(rate) * self.decay) as f32,
+            rate,
+            mix: (self.beta1 as f32, (1.0 - self.beta1) as f32),
+            hold: (self.beta2 as f32, (1.0 - self.beta2) as f32),
+            narrow: self.momentum == DType::Bf16,
+        }
+    }
 }
 
 impl Op for Lion {
@@ -58,15 +70,19 @@ impl Op for Lion {
         }
     }
     fn cpu(&self, io: &mut Io) -> Result<()> {
-        let rate = f64::from(io.scalars.rate);
-        let rule = Signs {
-            keep: (1.0 - rate * self.decay) as f32,
-            rate: rate as f32,
-            mix: (self.beta1 as f32, (1.0 - self.beta1) as f32),
-            hold: (self.beta2 as f32, (1.0 - self.beta2) as f32),
-            narrow: self.momentum == DType::Bf16,
-        };
+        let rule = self.rule(io.scalars.rate);
         self.with_layout(|layout| layout.run(self.name(), io, &rule))
+    }
+    fn cuda(&self, call: &Call) -> Kernel {
+        let Signs {
+            keep,
+            rate,
+            mix,
+            hold,
+            ..
+        } = self.rule(call.scalars.rate);
+        let constants = [keep, rate, mix.0, mix.1, hold.0, hold.1].map(Argument::F32);
+        self.with_layout(|layout| layout.launch(self.name(), call, 1, constants))
     }
 }
 

@@ -7,6 +7,7 @@ use rayon::prelude::*;
 use super::adamw::Moments;
 use super::update::{Layout, Part, Rule, STATES, State, coefficient, expect_guard, walk};
 use crate::error::Result;
+use crate::graph::op::kernel::{Argument, Call, Kernel, Launch, input, output, scratch};
 use crate::graph::op::{Element, Io, Op, Output, Scalars, View, Work};
 use crate::graph::op::{expect, expect_inputs, traffic};
 use crate::graph::tensor::{DType, Type};
@@ -48,6 +49,12 @@ impl Began {
 }
 
 impl Moments {
+    /// What kernels take of constants without decay.
+    fn unit_constants(&self) -> [Argument; 6] {
+        let [_, rest @ ..] = self.constants();
+        rest
+    }
+
     /// The mean, the mean square and the direction of one coordinate after `gradient`; of unit rate where this is.
     fn ahead(&self, gradient: f32, m: f32, v: f32) -> (f32, f32, f32) {
         let m = m + self.mean * (gradient - m);
@@ -80,6 +87,31 @@ pub struct DirectionSum {
     pub guard: bool,
 }
 
+impl DirectionSum {
+    /// Adam's numbers; without moments they begin in this step.
+    fn began(&self, scalars: &Scalars) -> Began {
+        match self.moments {
+            true => self.adam,
+            false => Began {
+                since: scalars.step.saturating_sub(1),
+                ..self.adam
+            },
+        }
+    }
+}
+
+/// A launch of `masked_adamw.cu`.
+fn launch(entry: &'static str, gradient: DType, parameter: DType) -> Launch {
+    Launch::new("masked_adamw", entry)
+        .format("G", gradient)
+        .format("P", parameter)
+}
+
+/// The guard, which is input `index` where there is one.
+fn guarded(guard: bool, index: usize) -> Argument {
+    if guard { input(index) } else { Argument::Null }
+}
+
 impl Op for DirectionSum {
     fn name(&self) -> &'static str {
         "direction_sum"
@@ -103,14 +135,7 @@ impl Op for DirectionSum {
     }
     fn cpu(&self, io: &mut Io) -> Result<()> {
         let scale = coefficient(self.guard, io).unwrap_or(1.0);
-        let adam = match self.moments {
-            true => self.adam,
-            false => Began {
-                since: io.scalars.step.saturating_sub(1),
-                ..self.adam
-            },
-        };
-        let rule = adam.directions(&io.scalars);
+        let rule = self.began(&io.scalars).directions(&io.scalars);
         let part = Tensor::of(&io.inputs[..if self.moments { 3 } else { 1 }]);
         let partials: &mut [f64] = bytemuck::cast_slice_mut(io.scratch);
         let count = partials.len();
@@ -123,6 +148,25 @@ impl Op for DirectionSum {
         partials.par_iter_mut().enumerate().try_for_each(each)?;
         io.outputs[0].of::<f32>()[0] = partials.iter().sum::<f64>() as f32;
         Ok(())
+    }
+    fn cuda(&self, call: &Call) -> Kernel {
+        let count = if self.moments { 3 } else { 1 };
+        let rule = self.began(&call.scalars).directions(&call.scalars);
+        let moment = |i: usize| {
+            if self.moments {
+                input(i)
+            } else {
+                Argument::Null
+            }
+        };
+        let parts = launch("direction_parts", call.format(0), DType::F32)
+            .grid(PARTIALS as u64, 1, 1)
+            .given([input(0), moment(1), moment(2), guarded(self.guard, count)])
+            .given([scratch(0), call.inputs[0].elements().into()])
+            .given(rule.unit_constants());
+        let total = launch("direction_total", call.format(0), DType::F32);
+        let total = total.given([scratch(0), output(0), (PARTIALS as u32).into()]);
+        Kernel::all([parts, total])
     }
 }
 
@@ -269,6 +313,28 @@ impl Op for Threshold {
         into[1] = f32::from_bits(prefix as u32);
         Ok(())
     }
+    fn cuda(&self, call: &Call) -> Kernel {
+        let rule = self.adam.directions(&call.scalars);
+        let guard = guarded(self.guard, 3 * self.tensors);
+        let plain = |entry| launch(entry, DType::F32, DType::F32).given([scratch(0)]);
+        let mut launches = Vec::new();
+        for digit in (0..DIGITS).rev() {
+            let is_first = u32::from(digit + 1 == DIGITS);
+            let begin = plain("threshold_begin").blocks(BINS as u64 / 256);
+            launches.push(begin.given([is_first.into(), self.keep.max(1).into()]));
+            for tensor in 0..self.tensors {
+                let (at, elements) = (3 * tensor, call.inputs[3 * tensor].elements());
+                let count = launch("threshold_count", call.format(at), DType::F32)
+                    .elements(elements)
+                    .given([input(at), input(at + 1), input(at + 2), guard])
+                    .given([scratch(0), elements.into(), (digit * DIGIT).into()]);
+                launches.push(count.given(rule.unit_constants()));
+            }
+            let is_last = u32::from(digit == 0);
+            launches.push(plain("threshold_digit").given([output(0), is_last.into()]));
+        }
+        Kernel::all(launches)
+    }
 }
 
 /// AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) that moves all moments, and with `mask` only the weights whose direction
@@ -286,6 +352,18 @@ pub struct MaskedAdamW {
     pub mask: bool,
     /// Whether the gradient is scaled, and the update skipped, as a guard says.
     pub guard: bool,
+}
+
+impl MaskedAdamW {
+    /// The constants of a step that moves what reaches `least`.
+    fn rule(&self, scalars: &Scalars, least: u64) -> Masked {
+        Masked {
+            directions: self.adam.directions(scalars),
+            rate: scalars.rate,
+            keep: (1.0 - f64::from(scalars.rate) * self.decay) as f32,
+            least,
+        }
+    }
 }
 
 impl Op for MaskedAdamW {
@@ -327,12 +405,7 @@ impl Op for MaskedAdamW {
             }
             _ => 0,
         };
-        let rule = Masked {
-            directions: self.adam.directions(&io.scalars),
-            rate: io.scalars.rate,
-            keep: (1.0 - f64::from(io.scalars.rate) * self.decay) as f32,
-            least,
-        };
+        let rule = self.rule(&io.scalars, least);
         let gradient = io.inputs[0];
         let Some((parameter, states)) = io.outputs.split_first_mut() else {
             return Ok(());
@@ -348,6 +421,23 @@ impl Op for MaskedAdamW {
             states,
             &rule,
         )
+    }
+    fn cuda(&self, call: &Call) -> Kernel {
+        let Masked {
+            directions,
+            rate,
+            keep,
+            ..
+        } = self.rule(&call.scalars, 0);
+        let threshold = if self.mask { input(4) } else { Argument::Null };
+        let guard = guarded(self.guard, 4 + usize::from(self.mask));
+        let elements = call.inputs[1].elements();
+        let launch = launch(self.name(), call.format(0), call.format(1))
+            .elements(elements)
+            .given([0, 1, 2, 3].map(input))
+            .given([threshold, guard, elements.into()])
+            .given(directions.unit_constants());
+        Kernel::one(launch.given([rate, keep].map(Argument::F32)))
     }
 }
 

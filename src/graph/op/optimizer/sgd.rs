@@ -2,6 +2,7 @@
 
 use super::update::{Layout, Part, Rule, STATES, State};
 use crate::error::Result;
+use crate::graph::op::kernel::{Call, Kernel};
 use crate::graph::op::simd::vectorized;
 use crate::graph::op::{Io, Op, Output, Work, traffic};
 use crate::graph::tensor::Type;
@@ -63,6 +64,13 @@ impl Op for Sgd {
             nesterov: self.nesterov,
         };
         self.layout().run(self.name(), io, &rule)
+    }
+    fn cuda(&self, call: &Call) -> Kernel {
+        let (momentum, decay) = (self.momentum as f32, self.decay as f32);
+        let constants = [call.scalars.rate, momentum, decay].map(Into::into);
+        let nesterov = u32::from(self.nesterov).into();
+        let constants = constants.into_iter().chain([nesterov]);
+        self.layout().launch(self.name(), call, 1, constants)
     }
 }
 

@@ -5,6 +5,7 @@ use std::ops::Range;
 use bytemuck::Pod;
 
 use crate::error::Result;
+use crate::graph::op::kernel::{Argument, Call, Kernel, Launch, input};
 use crate::graph::op::simd;
 use crate::graph::op::{Element, Io, Output, View, ViewMut, expect, expect_inputs};
 use crate::graph::tensor::{DType, Type};
@@ -87,6 +88,55 @@ impl Layout<'_> {
         Ok((first..=first + kept)
             .map(|of| Output::Overwrite { of })
             .collect())
+    }
+
+    /// The launch of a kernel of `update.cu`: gradient, parameter, master, `states` states and guard, of which the missing are null, and the count
+    /// of elements; then the rule's constants.
+    pub(super) fn launch(
+        self,
+        entry: &'static str,
+        call: &Call,
+        states: usize,
+        constants: impl IntoIterator<Item = Argument>,
+    ) -> Kernel {
+        let first = usize::from(self.parameter);
+        let mut next = first + 1;
+        let mut take = |there: bool| match there {
+            true => {
+                next += 1;
+                input(next - 1)
+            }
+            false => Argument::Null,
+        };
+        let kept: Vec<_> = [self.master]
+            .into_iter()
+            .chain((0..states).map(|i| i < self.states.len()))
+            .chain([self.guard])
+            .map(&mut take)
+            .collect();
+        let gradient = if self.parameter {
+            input(0)
+        } else {
+            Argument::Null
+        };
+        let elements = call.inputs[first].elements();
+        let momentum = self.states.first().map_or(DType::F32, |state| state.dtype);
+        let launch = Launch::new("update", entry)
+            .format("G", call.format(0))
+            .format("P", call.format(first))
+            .format(
+                "M",
+                if momentum == DType::U8 {
+                    DType::F32
+                } else {
+                    momentum
+                },
+            )
+            .elements(elements)
+            .given([gradient, input(first)])
+            .given(kept)
+            .given([elements.into()]);
+        Kernel::one(launch.given(constants))
     }
 
     /// Applies `rule` to the whole parameter, unless the guard says that the gradients are not finite.

@@ -1,10 +1,12 @@
 //! One quantized linear layer per expert, over rows sorted by expert.
 
-use super::linear::{backward, expect_parts, forward, scratch, work};
+use super::linear::{Panels, backward, expect_parts, forward, panels, scratch, work};
 use super::{Format, Weight};
 use crate::error::Result;
 use crate::graph::backward::Backward;
 use crate::graph::op::gemm::Mat;
+use crate::graph::op::kernel::{Call, Kernel, Matrix, Memory, Task, input};
+use crate::graph::op::moe::Experts;
 use crate::graph::op::{Io, Op, Output, Work, expect};
 use crate::graph::tangent::Tangent;
 use crate::graph::tensor::{DType, Type};
@@ -46,6 +48,17 @@ fn expect_experts(
     })?;
     let shape = [inputs[1].elements() - 1, outputs, columns];
     expect_parts(op, format, &inputs[2..], &shape)
+}
+
+/// The product of one expert, whose weight is in scratch.
+fn one(expert: u64) -> Experts {
+    Experts {
+        offsets: input(1),
+        first: expert,
+        count: 1,
+        each: 0,
+        summed: false,
+    }
 }
 
 /// The rows of each expert that has any, and the expert.
@@ -104,6 +117,23 @@ impl Op for QuantizedGroupedLinear {
             Ok(())
         })
     }
+    fn cuda(&self, call: &Call) -> Kernel {
+        let (columns, experts) = (call.inputs[0].columns(), call.inputs[1].elements() - 1);
+        let panel = Panels::of(self.format, call, 2, (experts * self.outputs, columns));
+        let each = |expert: u64| {
+            let panel = &panel;
+            panels(self.outputs).flat_map(move |rows| {
+                let (first, size) = (rows.start as u64, rows.len() as u64);
+                let w = Matrix::new(Memory::Scratch, call.format(0), columns);
+                let (x, y) = (Matrix::input(call, 0), Matrix::output(call, 0).skip(first));
+                let at = (expert * self.outputs + first) * columns;
+                let product = (call.inputs[0].rows(), size, columns);
+                let product = one(expert).launch(product, x, w.t(), y, false);
+                [panel.launch(at, size, columns), product].map(Task::Launch)
+            })
+        };
+        Kernel::Run((0..experts).flat_map(each).collect())
+    }
 }
 
 impl Op for QuantizedGroupedLinearInputGradient {
@@ -139,5 +169,22 @@ impl Op for QuantizedGroupedLinearInputGradient {
             }
             Ok(())
         })
+    }
+    fn cuda(&self, call: &Call) -> Kernel {
+        let (rows, experts) = (call.inputs[0].columns(), call.inputs[1].elements() - 1);
+        let panel = Panels::of(self.format, call, 2, (experts * rows, self.inputs));
+        let each = |expert: u64| {
+            let panel = &panel;
+            panels(self.inputs).flat_map(move |columns| {
+                let (first, size) = (columns.start as u64, columns.len() as u64);
+                let w = Matrix::new(Memory::Scratch, call.format(0), size);
+                let (dy, dx) = (Matrix::input(call, 0), Matrix::output(call, 0).skip(first));
+                let at = expert * rows * self.inputs + first;
+                let product = (call.inputs[0].rows(), size, rows);
+                let product = one(expert).launch(product, dy, w, dx, false);
+                [panel.launch(at, rows, size), product].map(Task::Launch)
+            })
+        };
+        Kernel::Run((0..experts).flat_map(each).collect())
     }
 }

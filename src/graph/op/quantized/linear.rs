@@ -6,6 +6,9 @@ use super::{Format, Weight};
 use crate::error::Result;
 use crate::graph::backward::Backward;
 use crate::graph::op::gemm::{Mat, matmul, matmul_scratch};
+use crate::graph::op::kernel::{
+    Argument, Call, Gemm, Kernel, Launch, Matrix, Memory, THREADS, Task, at, input, scratch as room,
+};
 use crate::graph::op::matmul::{BiasGradient, add_bias};
 use crate::graph::op::{Element, Io, Op, Output, Work, expect, traffic};
 use crate::graph::tangent::Tangent;
@@ -120,6 +123,47 @@ pub(super) fn backward<T: Element>(
     }
 }
 
+/// Panels of a weight (rows, columns), or of several below each other, widened into scratch on a GPU.
+pub(super) struct Panels {
+    launch: Launch,
+    columns: u64,
+    block: u64,
+}
+
+impl Panels {
+    /// Of a weight whose parts are inputs `first..`, each of `shape`.
+    pub(super) fn of(format: Format, call: &Call, first: usize, shape: (u64, u64)) -> Panels {
+        let kind = match format {
+            Format::Nf4 { double: false } => "NF4",
+            Format::Nf4 { double: true } => "NF4_DOUBLE",
+            Format::Int8 { .. } => "INT8",
+        };
+        let part = |index: usize| match index < format.count() {
+            true => input(first + index),
+            false => Argument::Null,
+        };
+        Panels {
+            launch: Launch::new("quantized", "dequantize")
+                .format("T", call.format(0))
+                .define("FORMAT", kind)
+                .given([0, 1, 2, 3].map(part))
+                .given([room(0)]),
+            columns: shape.1,
+            block: format.block(&[shape.0, shape.1]),
+        }
+    }
+
+    /// Elements (rows, width) from element `first` on.
+    pub(super) fn launch(&self, first: u64, rows: u64, width: u64) -> Launch {
+        let items = rows * width.div_ceil(8);
+        let launch = self
+            .launch
+            .clone()
+            .blocks(items.div_ceil(u64::from(THREADS)));
+        launch.given([rows, width, first, self.columns, self.block].map(Argument::U64))
+    }
+}
+
 /// The work of products of `pairs` multiply-adds with a weight of `elements`, which is widened, written and read once.
 pub(super) fn work(inputs: &[Type], outputs: &[Type], pairs: u64, elements: u64) -> Work {
     Work {
@@ -206,6 +250,22 @@ impl Op for QuantizedLinear {
             Ok(())
         })
     }
+    fn cuda(&self, call: &Call) -> Kernel {
+        let columns = call.inputs[0].columns();
+        let panel = Panels::of(self.format, call, 1, (self.outputs, columns));
+        let count = 1 + self.format.count();
+        let tasks = panels(self.outputs).flat_map(|rows| {
+            let (first, size) = (rows.start as u64, rows.len() as u64);
+            let w = Matrix::new(Memory::Scratch, call.format(0), columns);
+            let (x, y) = (Matrix::input(call, 0), Matrix::output(call, 0).skip(first));
+            let mut gemm = Gemm::new((call.inputs[0].rows(), size, columns), x, w.t(), y);
+            let from = first * call.format(0).bytes();
+            gemm.bias = self.bias.then_some(at(Memory::Input(count), from));
+            let widened = panel.launch(first * columns, size, columns);
+            [Task::Launch(widened), Task::Gemm(gemm)]
+        });
+        Kernel::Run(tasks.collect())
+    }
 }
 
 impl Op for QuantizedLinearInputGradient {
@@ -240,5 +300,20 @@ impl Op for QuantizedLinearInputGradient {
             backward(&weight, (0, (outputs, self.inputs)), dy, dx, io.scratch);
             Ok(())
         })
+    }
+    fn cuda(&self, call: &Call) -> Kernel {
+        let rows = call.inputs[0].columns();
+        let panel = Panels::of(self.format, call, 1, (rows, self.inputs));
+        let tasks = panels(self.inputs).flat_map(|columns| {
+            let (first, size) = (columns.start as u64, columns.len() as u64);
+            let w = Matrix::new(Memory::Scratch, call.format(0), size);
+            let (dy, dx) = (Matrix::input(call, 0), Matrix::output(call, 0).skip(first));
+            let gemm = Gemm::new((call.inputs[0].rows(), size, rows), dy, w, dx);
+            [
+                Task::Launch(panel.launch(first, rows, size)),
+                Task::Gemm(gemm),
+            ]
+        });
+        Kernel::Run(tasks.collect())
     }
 }

@@ -3,6 +3,7 @@
 use super::{SparseProject, expect_sparse};
 use crate::error::Result;
 use crate::graph::backward::Backward;
+use crate::graph::op::kernel::{Call, Kernel, Memory, Task, at};
 use crate::graph::op::matmul::{BiasGradient, Linear, LinearInputGradient, LinearWeightGradient};
 use crate::graph::op::{Io, Op, Output, Work, expect};
 use crate::graph::tangent::Tangent;
@@ -93,5 +94,14 @@ impl Op for ProjectedLinear {
             io.inputs.swap(2, 5);
         }
         self.plain().cpu(io)
+    }
+    fn cuda(&self, call: &Call) -> Kernel {
+        let mut kernel = Linear { bias: false }.cuda(call);
+        if let (true, Kernel::Run(tasks)) = (self.bias, &mut kernel)
+            && let Some(Task::Gemm(gemm)) = tasks.first_mut()
+        {
+            gemm.bias = Some(at(Memory::Input(5), 0));
+        }
+        kernel
     }
 }

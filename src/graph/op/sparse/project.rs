@@ -5,6 +5,7 @@ use rayon::prelude::*;
 use super::{LANES, Sparse, expect_sparse};
 use crate::error::{Error, Result};
 use crate::graph::backward::Backward;
+use crate::graph::op::kernel::{Call, Kernel, Launch, input, output};
 use crate::graph::op::simd::vectorized;
 use crate::graph::op::{Element, Io, Op, Output, Work, expect_inputs, traffic};
 use crate::graph::tangent::Tangent;
@@ -92,6 +93,19 @@ impl Op for SparseProject {
                 });
             Ok(())
         }))
+    }
+    fn cuda(&self, call: &Call) -> Kernel {
+        // Rows and columns of a block (`ROWS`, `COLUMNS` in the kernel).
+        const TILE: (u64, u64) = (32, 512);
+        let (rows, n) = (call.inputs[0].rows(), call.inputs[0].columns());
+        let launch = Launch::new("sparse", self.name())
+            .format("T", call.format(0))
+            .format("V", call.format(1))
+            .grid(rows.div_ceil(TILE.0), self.width.div_ceil(TILE.1), 1)
+            .shared(TILE.0 * TILE.1 * 4)
+            .given([input(0), input(1), input(2), output(0)])
+            .given([rows.into(), n.into(), (self.width as u32).into()]);
+        Kernel::one(launch.given([(call.inputs[1].columns() as u32).into()]))
     }
 }
 

@@ -4,6 +4,7 @@ use rayon::prelude::*;
 
 use super::step::Descend;
 use crate::error::Result;
+use crate::graph::op::kernel::{Argument, Call, Kernel, Launch, input};
 use crate::graph::op::optimizer::update::{coefficient, expect_guard};
 use crate::graph::op::simd::vectorized;
 use crate::graph::op::sparse::{LANES, Sparse, add_scaled, expect_sparse};
@@ -93,6 +94,37 @@ impl Op for ApplyProjected {
             applied.run(parameter.of::<W>(), master, columns, scratch);
             Ok(())
         }))
+    }
+    fn cuda(&self, call: &Call) -> Kernel {
+        // Rows of P S that fit in a block's shared memory, at most eight.
+        const SHARED: u64 = 96 << 10;
+        let (width, at) = (call.inputs[0].columns(), &call.inputs[5]);
+        let rows = (SHARED / (4 * width)).min(8);
+        if rows == 0 {
+            return Kernel::Missing;
+        }
+        let rule = Descend::of(&call.scalars, self.decay);
+        let optional = |there: bool, index: usize| match there {
+            true => input(index),
+            false => Argument::Null,
+        };
+        let sizes = [
+            width,
+            call.inputs[1].columns(),
+            call.inputs[3].columns(),
+            rows,
+        ];
+        let launch = Launch::new("sparse", self.name())
+            .format("T", at.dtype)
+            .format("V", call.format(1))
+            .grid(at.rows().div_ceil(rows), 1, 1)
+            .shared(rows * width * 4)
+            .given((0..6).map(input))
+            .given([optional(self.master, 6)])
+            .given([optional(self.guard, 6 + usize::from(self.master))])
+            .given([at.rows().into(), at.columns().into()])
+            .given(sizes.map(|n| Argument::U32(n as u32)));
+        Kernel::one(launch.given([rule.rate, rule.keep].map(Argument::F32)))
     }
 }
 

@@ -1,9 +1,10 @@
 //! Adam's step in a gradient's place.
 
 use crate::error::Result;
+use crate::graph::op::kernel::{Call, Kernel};
 use crate::graph::op::optimizer::adamw::Moments;
 use crate::graph::op::optimizer::update::{Layout, State};
-use crate::graph::op::{Io, Op, Output, Work, traffic};
+use crate::graph::op::{Io, Op, Output, Scalars, Work, traffic};
 use crate::graph::tensor::Type;
 
 /// Adam's step of unit rate from a gradient, in the gradient's place and format: `m̂ / (√v̂ + eps)`, PyTorch's form.
@@ -23,6 +24,13 @@ pub struct AdamStep {
 }
 
 impl AdamStep {
+    /// The constants of a step.
+    fn rule(&self, mut scalars: Scalars) -> Moments {
+        // What is stepped from is zero: with this rate the step itself is left.
+        scalars.rate = -1.0;
+        Moments::of((self.beta1, self.beta2), self.eps, 0.0, &scalars)
+    }
+
     fn layout(&self) -> Layout<'static> {
         Layout {
             parameter: false,
@@ -48,10 +56,11 @@ impl Op for AdamStep {
         }
     }
     fn cpu(&self, io: &mut Io) -> Result<()> {
-        let mut scalars = io.scalars;
-        // What is stepped from is zero: with this rate the step itself is left.
-        scalars.rate = -1.0;
-        let rule = Moments::of((self.beta1, self.beta2), self.eps, 0.0, &scalars);
+        let rule = self.rule(io.scalars);
         self.layout().run(self.name(), io, &rule)
+    }
+    fn cuda(&self, call: &Call) -> Kernel {
+        let rule = self.rule(call.scalars);
+        self.layout().launch("adamw", call, 2, rule.constants())
     }
 }

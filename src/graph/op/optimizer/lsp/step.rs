@@ -1,6 +1,7 @@
 //! Taking a step that was made elsewhere.
 
 use crate::error::Result;
+use crate::graph::op::kernel::{Argument, Call, Kernel};
 use crate::graph::op::optimizer::update::{
     Layout, Part, Rule, STATES, coefficient, expect_guard, walk,
 };
@@ -55,13 +56,23 @@ impl Op for TakeStep {
         let none = Default::default();
         walk(self.name(), 1.0, step, parameter, master, none, &rule)
     }
+    fn cuda(&self, call: &Call) -> Kernel {
+        let Descend { rate, keep } = Descend::of(&call.scalars, self.decay);
+        let layout = Layout {
+            parameter: true,
+            master: self.master,
+            states: &[],
+            guard: self.guard,
+        };
+        layout.launch(self.name(), call, 0, [keep, rate].map(Argument::F32))
+    }
 }
 
 /// The constants of one step.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Descend {
-    rate: f32,
-    keep: f32,
+    pub(super) rate: f32,
+    pub(super) keep: f32,
 }
 
 impl Descend {
