@@ -58,9 +58,8 @@ fn program(shared: &[u64], lives: &[Life]) -> Program {
 }
 
 fn placed(shared: &[u64], lives: &[Life]) -> Program {
-    let mut programs = [program(shared, lives)];
-    place(&mut programs);
-    let [program] = programs;
+    let mut program = program(shared, lives);
+    place(&mut program);
     program
 }
 

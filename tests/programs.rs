@@ -121,7 +121,7 @@ impl Port for Desk {
 
 pub fn lower(plan: &Plan) -> Vec<Program> {
     let mut set = plan.steps().unwrap();
-    set.steps.extend(Plan::transfers(&set.shared()).unwrap());
+    set.steps.extend(plan.transfers(&set.shared()).unwrap());
     programs(set, plan.job.target.backend).unwrap()
 }
 

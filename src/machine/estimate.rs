@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::lowered::{self, Lowered};
@@ -57,8 +58,7 @@ impl Estimate {
 /// Where a choice cannot be applied.
 pub fn all(plan: &Plan) -> Result<Vec<Program>> {
     let mut set = plan.steps()?;
-    set.steps.extend(Plan::transfers(&set.shared())?);
-    set.steps.extend(plan.restart(&set.shared())?);
+    set.steps.extend(plan.transfers(&set.shared())?);
     programs(set, plan.job.target.backend)
 }
 
@@ -95,10 +95,10 @@ pub fn proved(plan: &Plan) -> Result<Estimate> {
 /// # Errors
 /// Where a program breaks a rule.
 pub fn prove(plan: &Plan, programs: &[Program]) -> Result<Estimate> {
-    for program in programs {
-        check(program)?;
-    }
-    summarize(plan, programs)
+    let proofs = || programs.par_iter().map(check).collect::<Vec<_>>();
+    let (proofs, estimate) = rayon::join(proofs, || summarize(plan, programs));
+    proofs.into_iter().collect::<Result<Vec<_>>>()?;
+    estimate
 }
 
 /// The estimate of `plan` from its `programs`.
@@ -106,16 +106,30 @@ pub fn prove(plan: &Plan, programs: &[Program]) -> Result<Estimate> {
 /// # Errors
 /// None of its own.
 pub fn summarize(plan: &Plan, programs: &[Program]) -> Result<Estimate> {
+    Ok(summary(plan, programs, &walks(plan, programs)?))
+}
+
+/// A simulated walk over each of the `programs` of `plan` that runs in its steps.
+///
+/// # Errors
+/// None of its own.
+pub fn walks(plan: &Plan, programs: &[Program]) -> Result<Vec<Timeline>> {
+    let period = period(programs);
+    let walk = |program: &Program| match per_step(program.when, period) {
+        0.0 => Ok(Timeline::default()),
+        _ => simulate(program, plan),
+    };
+    programs.iter().map(walk).collect()
+}
+
+/// The estimate of `plan` from its `programs` and their `walks`.
+pub fn summary(plan: &Plan, programs: &[Program], walks: &[Timeline]) -> Estimate {
     let mut busy = BTreeMap::new();
     let mut phases = BTreeMap::new();
     let (mut step, mut exposed) = (0.0, 0.0);
     let period = period(programs);
-    for program in programs {
+    for (program, timeline) in programs.iter().zip(walks) {
         let times = per_step(program.when, period);
-        if times == 0.0 {
-            continue;
-        }
-        let timeline = simulate(program, plan)?;
         step += times * timeline.total.0;
         exposed += times * timeline.exposed().0;
         timeline
@@ -129,7 +143,7 @@ pub fn summarize(plan: &Plan, programs: &[Program]) -> Result<Estimate> {
     }
     let peak = crate::program::height(programs);
     let roles = PerPlace::new(|place| roles_at_peak(programs, place));
-    Ok(Estimate {
+    Estimate {
         peak,
         peak_by_role: roles[Place::Gpu].clone(),
         roles,
@@ -139,7 +153,7 @@ pub fn summarize(plan: &Plan, programs: &[Program]) -> Result<Estimate> {
         busy,
         phases,
         exposed: Seconds(exposed),
-    })
+    }
 }
 
 /// One simulated walk over `program`.

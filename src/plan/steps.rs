@@ -104,34 +104,26 @@ impl Plan {
         plan
     }
 
-    /// The step that puts optimizer states back to their first values, of plans that something decides about between steps.
-    ///
-    /// # Errors
-    /// Where a move cannot be typed.
-    pub fn restart(&self, shared: &[Storage]) -> Result<Option<(When, Step)>> {
-        if self.policy(0)?.is_none() {
-            return Ok(None);
-        }
-        let states = shared.iter().filter(|s| s.role == Role::OptimizerState);
-        let states: Vec<Storage> = states.cloned().collect();
-        Ok(Some((When::Restart, transfer(&states, true)?)))
-    }
-
     /// Its update rule.
     fn rule(&self) -> &Choice {
         let rule = self.choices.iter().find(|c| c.is_rule());
         rule.unwrap_or_else(|| panic!("a plan has an update rule: `Plan::new` sees to it"))
     }
 
-    /// The steps around training: filling persistent storages before it, and copying them out.
+    /// The steps around training: filling persistent storages before it, copying them out, and, where something decides between steps,
+    /// putting optimizer states back to their first values.
     ///
     /// # Errors
     /// Where a move cannot be typed.
-    pub fn transfers(shared: &[Storage]) -> Result<Vec<(When, Step)>> {
-        Ok(vec![
-            (When::Start, transfer(shared, true)?),
-            (When::Save, transfer(shared, false)?),
-        ])
+    pub fn transfers(&self, shared: &[Storage]) -> Result<Vec<(When, Step)>> {
+        let (start, save) = rayon::join(|| transfer(shared, true), || transfer(shared, false));
+        let mut steps = vec![(When::Start, start?), (When::Save, save?)];
+        if self.policy(0)?.is_some() {
+            let states = shared.iter().filter(|s| s.role == Role::OptimizerState);
+            let states: Vec<Storage> = states.cloned().collect();
+            steps.push((When::Restart, transfer(&states, true)?));
+        }
+        Ok(steps)
     }
 
     /// The steps that train: by a backward pass for each micro-batch, or as an estimator has it.

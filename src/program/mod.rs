@@ -7,6 +7,8 @@ pub mod lower;
 pub mod packing;
 pub mod place;
 
+use rayon::prelude::*;
+
 use crate::error::Result;
 use crate::graph::tensor::{Name, Role, StorageId};
 use crate::graph::{Phase, Step, StepSet, Stream, When};
@@ -147,13 +149,13 @@ impl Program {
 /// Where a move joins places no copy joins.
 pub fn programs(set: StepSet, backend: Backend) -> Result<Vec<Program>> {
     let shared = set.shared();
-    let lowered = set
-        .steps
-        .into_iter()
-        .map(|(when, step)| lower::lower(when, step, &shared, backend));
-    let mut programs = lowered.collect::<Result<Vec<Program>>>()?;
-    place::place(&mut programs);
-    Ok(programs)
+    let lowered = |(when, step)| -> Result<Program> {
+        let mut program = lower::lower(when, step, &shared, backend)?;
+        place::place(&mut program);
+        Ok(program)
+    };
+    let programs: Vec<Result<Program>> = set.steps.into_par_iter().map(lowered).collect();
+    programs.into_iter().collect()
 }
 
 /// The program that ends optimizer step `step`, counted from 1: the steady one, or the one that also renews.

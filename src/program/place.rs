@@ -15,21 +15,19 @@ struct Lane {
     items: Vec<Item>,
 }
 
-/// Places all buffers of a set of programs: shared ones at the bottom of each place, with equal offsets in every program,
-/// transient ones above, each home in a lane of its own. Fills in offsets, loads and heights.
-pub fn place(programs: &mut [Program]) {
-    for program in programs {
-        let mut height = place_shared(program);
-        for ((place, _), lane) in lanes(program) {
-            let packing = pack(&lane.items, &Effort::PROGRAM);
-            for (&buffer, offset) in lane.buffers.iter().zip(packing.offsets) {
-                program.buffers[buffer].offset = height[place] + Bytes(offset);
-            }
-            height[place] += Bytes(packing.height);
+/// Places all buffers of a program: shared ones, which all programs of a set begin with, at the bottom of each place, transient ones
+/// above, each home in a lane of its own. Fills in offsets, loads and heights.
+pub fn place(program: &mut Program) {
+    let mut height = place_shared(program);
+    for ((place, _), lane) in lanes(program) {
+        let packing = pack(&lane.items, &Effort::PROGRAM);
+        for (&buffer, offset) in lane.buffers.iter().zip(packing.offsets) {
+            program.buffers[buffer].offset = height[place] + Bytes(offset);
         }
-        program.height = height;
-        program.load = load(program);
+        height[place] += Bytes(packing.height);
     }
+    program.height = height;
+    program.load = load(program);
 }
 
 /// Stacks the shared buffers; returns the tops.

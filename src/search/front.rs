@@ -38,16 +38,11 @@ pub fn of(problems: &Problems, budget: &Budget) -> Vec<Point> {
     let high = problems.all.iter().map(most).fold(0.0, f64::max);
     let ratio = (high / low).max(1.0);
     let memory = |at: u32| low * ratio.powf(f64::from(at) / f64::from(POINTS - 1)) * 1.001;
-    let free = budget.with_device(Bytes(u64::MAX >> 1));
-    let mut open: Vec<(&Problem, f64)> = (problems.all.par_iter())
-        .filter_map(|problem| Some((problem, problem.layers.bound(&free)?)))
-        .collect();
-    open.sort_by(|a, b| a.1.total_cmp(&b.1));
     let at: Vec<Option<Point>> = (0..POINTS)
         .into_par_iter()
         .map(|at| {
             let device = Bytes(memory(at).ceil() as u64);
-            point(problems, &open, &budget.with_device(device), device)
+            point(problems, &budget.with_device(device), device)
         })
         .collect();
     let mut front: Vec<Point> = Vec::new();
@@ -59,15 +54,16 @@ pub fn of(problems: &Problems, budget: &Budget) -> Vec<Point> {
     front
 }
 
-/// The fastest of `open` problems, each with what it takes at least, within `budget`.
-fn point(
-    problems: &Problems,
-    open: &[(&Problem, f64)],
-    budget: &Budget,
-    device: Bytes,
-) -> Option<Point> {
+/// The fastest step of all problems within `budget`.
+fn point(problems: &Problems, budget: &Budget, device: Bytes) -> Option<Point> {
+    let room = Room::all(budget);
+    let least = |problem: &'_ Problem| problem.layers.relaxed(&room, None);
+    let mut open: Vec<(&Problem, f64)> = (problems.all.iter())
+        .filter_map(|problem| Some((problem, least(problem)?.seconds)))
+        .collect();
+    open.sort_by(|a, b| a.1.total_cmp(&b.1));
     let mut best: Option<(&Problem, Counts)> = None;
-    for &(problem, least) in open {
+    for (problem, least) in open {
         let beaten = |seconds: f64| {
             best.as_ref()
                 .is_some_and(|(_, best)| best.seconds <= seconds)
@@ -75,10 +71,7 @@ fn point(
         if beaten(least) {
             break;
         }
-        if problem.layers.bound(budget).is_none_or(beaten) {
-            continue;
-        }
-        let counts = problem.layers.fastest(&Room::all(budget));
+        let counts = problem.layers.fastest(&room);
         if let Some(counts) = counts.filter(|counts| !beaten(counts.seconds)) {
             best = Some((problem, counts));
         }

@@ -44,7 +44,7 @@ impl Layers {
     }
 
     /// The fastest counts, whole or not, with `second` layers of the second kind where that is given.
-    fn relaxed(&self, room: &Room, second: Option<f64>) -> Option<Counts> {
+    pub(super) fn relaxed(&self, room: &Room, second: Option<f64>) -> Option<Counts> {
         let (all, v) = self.variables();
         let lost = |half: usize| {
             let loss = room.loss[half];

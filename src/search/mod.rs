@@ -150,8 +150,11 @@ struct Found {
 fn found(request: &Request, accepts: &dyn Fn(&Plan) -> bool, front: bool) -> Result<Found> {
     let begin = Instant::now();
     let budget = request.job.target.budget();
-    let mut considered = price::all(request)?;
-    let solved = outer::solve(request, &budget, front)?;
+    let (priced, solved) = rayon::join(
+        || price::all(request),
+        || outer::solve(request, &budget, front),
+    );
+    let (mut considered, solved) = (priced?, solved?);
     considered.extend(solved.candidates);
     considered.retain(|c| accepts(&c.plan));
     Ok(Found {

@@ -3,7 +3,7 @@
 use super::menu::{Fate, Saved};
 use crate::error::Result;
 use crate::graph::{Phase, Stream, When};
-use crate::machine::estimate::{per_step, simulate, stepping};
+use crate::machine::estimate::{per_step, stepping, walks};
 use crate::machine::sim::demand::{Demand, demand};
 use crate::machine::timeline::{Mark, Timeline};
 use crate::plan::Plan;
@@ -48,7 +48,7 @@ impl Taken {
                 *half = *half + demand * times;
             }
         }
-        taken.spent = spent(plan, &programs)?;
+        taken.spent = spent(&programs, &walks(plan, &programs)?);
         Ok(taken)
     }
 
@@ -77,20 +77,16 @@ impl std::ops::Sub for Taken {
     }
 }
 
-/// Seconds of a step until the first kernel after the forward pass starts, and from there on, as `programs` are simulated.
-///
-/// # Errors
-/// None of its own.
-pub fn spent(plan: &Plan, programs: &[Program]) -> Result<[f64; 2]> {
+/// Seconds of a step until the first kernel after the forward pass starts, and from there on, in `walks` over its `programs`.
+pub fn spent(programs: &[Program], walks: &[Timeline]) -> [f64; 2] {
     let mut spent = [0.0; 2];
-    for program in programs {
+    for (program, timeline) in programs.iter().zip(walks) {
         let times = per_step(program.when, None);
-        let timeline = simulate(program, plan)?;
-        let turn = turn(program, &timeline).min(timeline.total.0);
+        let turn = turn(program, timeline).min(timeline.total.0);
         spent[0] += turn * times;
         spent[1] += (timeline.total.0 - turn) * times;
     }
-    Ok(spent)
+    spent
 }
 
 /// When the first kernel after the forward pass starts.

@@ -10,9 +10,9 @@ use super::sample::{Taken, spent};
 use super::{Candidate, price};
 use crate::error::Result;
 use crate::graph::Stream;
-use crate::machine::estimate;
+use crate::machine::estimate::{self, Estimate};
 use crate::plan::{Plan, Request};
-use crate::program::{Program, height};
+use crate::program::height;
 use crate::spec::job::{Budget, PerPlace, Place};
 use crate::spec::units::{Bytes, Seconds};
 
@@ -227,9 +227,11 @@ impl<'a> Rounds<'a> {
                 false => None,
             };
             let Some(tighter) = tighter else {
+                let walks = estimate::walks(&plan, &programs)?;
+                let estimate = estimate::summary(&plan, &programs, &walks);
                 return Ok(Tried {
-                    halves: spent(&plan, &programs)?,
-                    candidate: candidate(proposal.name, plan, &programs, &counts)?,
+                    halves: spent(&programs, &walks),
+                    candidate: candidate(proposal.name, plan, estimate, &counts),
                     proposed: Proposed { problem, counts },
                     held_back: room.held_back,
                 });
@@ -367,22 +369,22 @@ impl Problems {
     ) -> Result<Candidate> {
         let proposal = self.proposal(problem, counts);
         let plan = price::plan(request, &proposal)?;
-        let programs = estimate::stepping(&plan)?;
-        candidate(proposal.name, plan, &programs, counts)
+        let estimate = estimate::quick(&plan)?;
+        Ok(candidate(proposal.name, plan, estimate, counts))
     }
 }
 
-/// A plan that was solved for, from its whole programs.
-fn candidate(name: String, plan: Plan, programs: &[Program], counts: &Counts) -> Result<Candidate> {
-    Ok(Candidate {
+/// A plan that was solved for, with the estimate of its whole programs.
+fn candidate(name: String, plan: Plan, estimate: Estimate, counts: &Counts) -> Candidate {
+    Candidate {
         name,
         family: None,
         bound: None,
-        estimate: estimate::summarize(&plan, programs)?,
         plan,
+        estimate,
         exact: true,
         proposed: Seconds(counts.seconds),
-    })
+    }
 }
 
 /// Bytes by which `peak` passes each row of `budget`, below zero where it does not.
