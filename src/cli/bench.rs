@@ -9,7 +9,7 @@ use memfit::machine::train::session::{Options, Schedule, Session};
 use memfit::machine::train::text::{Coding, Corpus, HeldOut, Source};
 use memfit::machine::{agreement, calibrate, estimate, learning};
 use memfit::plan::library;
-use memfit::search::grid;
+use memfit::search::{executed, grid};
 use memfit::show;
 use memfit::show::run::Report;
 use memfit::spec::catalog;
@@ -60,6 +60,8 @@ pub enum Name {
     Throttled,
     /// Solved plans beside what others would do, over models, lengths, budgets and links; simulated.
     Policies,
+    /// Solved plans, executed on this machine over throttled links: bytes, times, and their order.
+    Executed,
 }
 
 /// Runs a benchmark.
@@ -73,6 +75,7 @@ pub fn bench(args: &Args, json: bool) -> Result<Answer> {
         Name::Techniques => techniques(args, json),
         Name::Throttled => throttled(args, json),
         Name::Policies => policies(args, json),
+        Name::Executed => executed(args, json),
     }
 }
 
@@ -195,24 +198,50 @@ fn policies(args: &Args, quiet: bool) -> Result<Answer> {
     })
 }
 
+/// Solved plans, executed; with `--case`, cells whose names begin so; with `--smoke`, one.
+fn executed(args: &Args, quiet: bool) -> Result<Answer> {
+    let options = executed::Options {
+        here: here(args)?,
+        folder: folder(args),
+        rows: rows(args, "memfit-executed.jsonl")?,
+        only: match args.smoke {
+            true => Some("tiny/600/55".to_string()),
+            false => args.case.clone(),
+        },
+    };
+    let found = executed::bench(&options, &mut progress(quiet))?;
+    let summary = executed::summary(&found);
+    let status = match summary.agree == summary.count {
+        true => DONE,
+        false => MISFIT,
+    };
+    Ok(Answer {
+        text: show::executed::text(&found),
+        json: json!({ "summary": summary, "rows": found }),
+        status,
+    })
+}
+
+/// The device file of this machine, without which nothing can be timed.
+fn here(args: &Args) -> Result<Device> {
+    let next = "`memfit calibrate -o here.toml` measures this machine; then give --here here.toml";
+    let none = || Error::value("device", "none", "steps are timed", next);
+    Device::from_path(args.here.as_ref().ok_or_else(none)?)
+}
+
 /// What LSP-Offload makes of a link that ZeRO-Offload doubles the step over; a result that is there is kept with `--resume`.
 fn throttled(args: &Args, quiet: bool) -> Result<Answer> {
     let output = args
         .output
         .clone()
         .unwrap_or_else(|| "memfit-throttled.json".into());
-    let Some(here) = &args.here else {
-        let next =
-            "`memfit calibrate -o here.toml` measures this machine; then give --here here.toml";
-        return Err(Error::value("device", "none", "steps are timed", next));
-    };
+    let device = here(args)?;
     let kept = args.resume.then(|| std::fs::read_to_string(&output).ok());
     let kept = kept.flatten().and_then(|t| serde_json::from_str(&t).ok());
     let found: agreement::Throttled = match kept {
         Some(found) => found,
         None => {
             let folder = folder(args);
-            let device = Device::from_path(here)?;
             agreement::throttled(&device, &folder, &mut progress(quiet))?
         }
     };

@@ -235,8 +235,11 @@ fn distance(case: &Case, row: &Row, base: Plan, folder: &Path, bases: &mut Bases
     Err(Error::value("case", &case.name, why, next))
 }
 
-/// The time of a step of a session without poison.
-fn timing(session: &mut Session, steps: u64) -> Result<Timing> {
+/// The time of a step of a session without poison, of `steps`.
+///
+/// # Errors
+/// Where a step fails.
+pub fn timing(session: &mut Session, steps: u64) -> Result<Timing> {
     let found = measure(session, steps)?;
     Ok(Timing {
         step: found.step,

@@ -1,7 +1,5 @@
 //! The front: the fastest step within each of a list of device memories, which depends on the job alone.
 
-use rayon::prelude::*;
-
 use super::layers::{Counts, Room};
 use super::problem::{Problem, Problems};
 use crate::plan::Choice;
@@ -38,38 +36,40 @@ pub fn of(problems: &Problems, budget: &Budget) -> Vec<Point> {
     let high = problems.all.iter().map(most).fold(0.0, f64::max);
     let ratio = (high / low).max(1.0);
     let memory = |at: u32| low * ratio.powf(f64::from(at) / f64::from(POINTS - 1)) * 1.001;
-    let at: Vec<Option<Point>> = (0..POINTS)
-        .into_par_iter()
-        .map(|at| {
-            let device = Bytes(memory(at).ceil() as u64);
-            point(problems, &budget.with_device(device), device)
-        })
-        .collect();
+    // From the largest on: no problem is faster within less than it is within more.
+    let mut least = vec![0.0; problems.all.len()];
     let mut front: Vec<Point> = Vec::new();
-    for point in at.into_iter().flatten() {
-        if front.last().is_none_or(|last| point.step.0 < last.step.0) {
-            front.push(point);
-        }
+    for at in (0..POINTS).rev() {
+        let device = Bytes(memory(at).ceil() as u64);
+        let Some(point) = point(problems, &mut least, &budget.with_device(device), device) else {
+            break;
+        };
+        // What is as fast within less stands for what takes more.
+        front.retain(|more| more.step.0 < point.step.0);
+        front.push(point);
     }
+    front.reverse();
     front
 }
 
-/// The fastest step of all problems within `budget`.
-fn point(problems: &Problems, budget: &Budget, device: Bytes) -> Option<Point> {
+/// The fastest step of all problems within `budget`, where none takes less than its `least`, which is raised to what it takes.
+fn point(problems: &Problems, least: &mut [f64], budget: &Budget, device: Bytes) -> Option<Point> {
     let room = Room::all(budget);
-    let least = |problem: &'_ Problem| problem.layers.relaxed(&room, None);
-    let mut open: Vec<(&Problem, f64)> = (problems.all.iter())
-        .filter_map(|problem| Some((problem, least(problem)?.seconds)))
-        .collect();
-    open.sort_by(|a, b| a.1.total_cmp(&b.1));
+    let mut open: Vec<usize> = (0..least.len()).collect();
+    open.sort_by(|&a, &b| least[a].total_cmp(&least[b]));
     let mut best: Option<(&Problem, Counts)> = None;
-    for (problem, least) in open {
+    for index in open {
+        let problem = &problems.all[index];
         let beaten = |seconds: f64| {
             best.as_ref()
                 .is_some_and(|(_, best)| best.seconds <= seconds)
         };
-        if beaten(least) {
+        if beaten(least[index]) {
             break;
+        }
+        least[index] = problem.layers.least(&room).unwrap_or(f64::INFINITY);
+        if beaten(least[index]) {
+            continue;
         }
         let counts = problem.layers.fastest(&room);
         if let Some(counts) = counts.filter(|counts| !beaten(counts.seconds)) {

@@ -5,7 +5,7 @@ use good_lp::{
     variable,
 };
 
-use super::layers::{Column, Counts, Kind, Layers, Room};
+use super::layers::{Column, Counts, Layers, Room};
 use super::sample::Taken;
 use crate::graph::Stream;
 use crate::machine::sim::demand::SERVERS;
@@ -14,6 +14,78 @@ use crate::spec::job::{Budget, PerPlace, Place};
 /// Bytes and seconds are counted in these, so that coefficients are near one.
 const GIB: f64 = (1u64 << 30) as f64;
 const MILLI: f64 = 1e-3;
+
+/// Part of the step within which whole counts are near enough to the best.
+const GAP: f64 = 1e-4;
+
+/// Nodes of a search for whole counts, and what is shared out among the layers beside.
+const NODES: u64 = 3;
+const SMALL: u64 = 512;
+
+/// Least and most of each count.
+#[derive(Clone)]
+struct Limits {
+    kinds: Vec<(f64, f64)>,
+    columns: Vec<Vec<(f64, f64)>>,
+}
+
+impl Limits {
+    /// All that `layers` may be.
+    fn of(layers: &Layers) -> Limits {
+        let count = layers.count as f64;
+        let kinds = 0..layers.kinds.len();
+        let columns: Vec<(f64, f64)> = layers
+            .columns
+            .iter()
+            .map(|c| (0.0, c.most as f64))
+            .collect();
+        Limits {
+            kinds: kinds.map(|kind| (f64::from(kind == 0), count)).collect(),
+            columns: vec![columns; layers.kinds.len()],
+        }
+    }
+
+    /// The same with a count that is not whole below its value, and above it.
+    fn halves(&self, (kind, column, value): Broken) -> [Limits; 2] {
+        let (mut below, mut above) = (self.clone(), self.clone());
+        below.at(kind, column).1 = value.floor();
+        above.at(kind, column).0 = value.ceil();
+        [below, above]
+    }
+
+    fn at(&mut self, kind: usize, column: Option<usize>) -> &mut (f64, f64) {
+        match column {
+            Some(column) => &mut self.columns[kind][column],
+            None => &mut self.kinds[kind],
+        }
+    }
+}
+
+/// A count that is not whole: of a kind, or of a column of it.
+type Broken = (usize, Option<usize>, f64);
+
+impl Counts {
+    /// The count that is furthest from whole, kinds before columns; none where all are whole.
+    fn broken(&self) -> Option<Broken> {
+        let off = |value: f64| (value - value.round()).abs();
+        let furthest = |a: &Broken, b: &Broken| off(a.2).total_cmp(&off(b.2));
+        let kinds = self.kinds.iter().enumerate();
+        let kinds = kinds.map(|(kind, &value)| (kind, None, value));
+        let of = |(kind, of): (usize, &Vec<f64>)| -> Vec<Broken> {
+            let all = of.iter().enumerate();
+            all.map(|(column, &value)| (kind, Some(column), value))
+                .collect()
+        };
+        let columns = self.columns.iter().enumerate().flat_map(of);
+        let is = |broken: &Broken| broken.2.fract() != 0.0;
+        let kind = kinds.filter(is).max_by(furthest);
+        kind.or_else(|| columns.filter(is).max_by(furthest))
+    }
+}
+
+fn by_seconds(a: &Counts, b: &Counts) -> std::cmp::Ordering {
+    a.seconds.total_cmp(&b.seconds)
+}
 
 /// The model's variables.
 struct Variables {
@@ -27,25 +99,48 @@ impl Layers {
     /// The fastest whole counts found within `room`; `None` where there are none.
     ///
     /// Copies pass beside the compute of all layers in their half of the step, which lasts as long as its longest server, and as the
-    /// pipeline of each kind alone did.
+    /// pipeline of each kind alone did. Branch and bound, best first, until [`GAP`] or a number of nodes that is larger the fewer
+    /// layers there are: then each counts for more.
     pub fn fastest(&self, room: &Room) -> Option<Counts> {
-        let relaxed = self.relaxed(room, None)?;
-        // The optimum is convex in the layers of the second kind: a neighbour of the best fraction is the best whole number.
-        let second = relaxed.kinds.get(1).copied().unwrap_or(0.0);
-        let tried = match second.fract() == 0.0 {
-            true => vec![second],
-            false => vec![second.floor(), second.ceil()],
-        };
-        let whole = tried.into_iter().filter_map(|second| {
-            let counts = self.relaxed(room, Some(second))?;
-            self.rounded(counts, room)
-        });
-        whole.min_by(|a, b| a.seconds.total_cmp(&b.seconds))
+        let limits = Limits::of(self);
+        let mut open = vec![(self.relaxed(room, &limits)?, limits)];
+        let mut best: Option<Counts> = None;
+        for _ in 0..NODES + SMALL / self.count.max(1) {
+            let least = (0..open.len()).min_by(|&a, &b| {
+                let seconds = |at: usize| open[at].0.seconds;
+                seconds(a).total_cmp(&seconds(b))
+            });
+            let Some(least) = least else { break };
+            let (relaxed, limits) = open.swap_remove(least);
+            let beaten = |seconds: f64| {
+                let best = best.as_ref();
+                best.is_some_and(|best| best.seconds * (1.0 - GAP) <= seconds)
+            };
+            if beaten(relaxed.seconds) {
+                break;
+            }
+            let broken = relaxed.broken();
+            if broken.is_none_or(|(_, column, _)| column.is_some()) {
+                let whole = self.rounded(relaxed, room);
+                best = whole.into_iter().chain(best).min_by(by_seconds);
+            }
+            let halves = broken.map(|broken| limits.halves(broken));
+            for limits in halves.into_iter().flatten() {
+                open.extend(self.relaxed(room, &limits).map(|counts| (counts, limits)));
+            }
+        }
+        best
     }
 
-    /// The fastest counts, whole or not, with `second` layers of the second kind where that is given.
-    pub(super) fn relaxed(&self, room: &Room, second: Option<f64>) -> Option<Counts> {
-        let (all, v) = self.variables();
+    /// Seconds of the fastest counts, whole or not, within `room`: no whole ones are faster.
+    pub fn least(&self, room: &Room) -> Option<f64> {
+        let relaxed = self.relaxed(room, &Limits::of(self));
+        relaxed.map(|counts| counts.seconds)
+    }
+
+    /// The fastest counts, whole or not, within `limits`.
+    fn relaxed(&self, room: &Room, limits: &Limits) -> Option<Counts> {
+        let (all, v) = self.variables(limits);
         let lost = |half: usize| {
             let loss = room.loss[half];
             self.all(&v, |taken| loss * taken.copies(half))
@@ -53,9 +148,6 @@ impl Layers {
         let passes = v.halves.iter().sum::<Expression>();
         let mut model = all.minimise(passes + lost(0) + lost(1)).using(microlp);
         self.limit(&mut model, &v, room, true);
-        if let (Some(second), Some(&kind)) = (second, v.kinds.get(1)) {
-            model.add_constraint(constraint!(kind == second));
-        }
         for (half, &passes) in v.halves.iter().enumerate() {
             for server in 0..SERVERS {
                 let asked = self.all(&v, |taken| taken.half(half).0[server]);
@@ -96,7 +188,7 @@ impl Layers {
     /// Seconds that no plan of these layers within `budget` is faster than: counts need not be whole, and copies may pass beside all
     /// of the step's compute. `None` where no plan fits.
     pub fn bound(&self, budget: &Budget) -> Option<f64> {
-        let (all, v) = self.variables();
+        let (all, v) = self.variables(&Limits::of(self));
         let passes = v.halves.iter().sum::<Expression>();
         let mut model = all.minimise(passes.clone()).using(microlp);
         self.limit(&mut model, &v, &Room::all(budget), false);
@@ -119,14 +211,12 @@ impl Layers {
         Some(solution.eval(&passes) * MILLI)
     }
 
-    fn variables(&self) -> (ProblemVariables, Variables) {
+    fn variables(&self, limits: &Limits) -> (ProblemVariables, Variables) {
         let mut all = ProblemVariables::new();
-        let mut count =
-            |least: u64, most: u64| all.add(variable().min(least as f64).max(most as f64));
-        let kinds = (0..self.kinds.len()).map(|kind| count(u64::from(kind == 0), self.count));
-        let kinds: Vec<Variable> = kinds.collect();
-        let of_kind = |_: &Kind| self.columns.iter().map(|c| count(0, c.most)).collect();
-        let columns = self.kinds.iter().map(of_kind).collect();
+        let mut count = |&(least, most): &(f64, f64)| all.add(variable().min(least).max(most));
+        let kinds = limits.kinds.iter().map(&mut count).collect();
+        let of_kind = |of: &Vec<(f64, f64)>| of.iter().map(&mut count).collect();
+        let columns = limits.columns.iter().map(of_kind).collect();
         let halves = [0; 2].map(|_| all.add(variable().min(0.0)));
         let variables = Variables {
             kinds,

@@ -2,6 +2,7 @@
 
 pub mod baselines;
 pub mod capacity;
+pub mod executed;
 pub mod families;
 pub mod front;
 pub mod goal;

@@ -18,6 +18,8 @@ use crate::plan::{Choice, Plan, Request};
 pub struct Problem {
     /// Where the states live.
     pub home: Home,
+    /// Whether those of the blocks beside the layers stay on the device all the same.
+    pub beside_at_home: bool,
     /// What may be chosen in how many layers, and what that takes.
     pub layers: Layers,
 }
@@ -72,8 +74,8 @@ impl Problems {
         let device = all[at_device].as_ref().ok();
         for (home, measured) in homes.into_iter().zip(&all) {
             if let Ok(measured) = measured {
-                let problem = problems.problem(request, home, measured, device);
-                problems.all.push(problem);
+                let more = problems.problems(request, home, measured, device);
+                problems.all.extend(more);
             }
         }
         match all.into_iter().find_map(Result::err) {
@@ -104,13 +106,15 @@ impl Problems {
         Ok(Measured { kept, floor })
     }
 
-    fn problem(
+    /// The problem of a home, and the one with the blocks beside the layers at home: what they hold comes and goes where nothing hides it,
+    /// at the turn and at the end of the step.
+    fn problems(
         &self,
         request: &Request,
         home: Home,
         measured: &Measured,
         device: Option<&Measured>,
-    ) -> Problem {
+    ) -> Vec<Problem> {
         let count = request.job.model.layers;
         let column = |change: &Change| Column {
             flight: -change.held.gpu.min(0.0) * under_way(change.fate, home.pace) / count as f64,
@@ -132,16 +136,24 @@ impl Problems {
             floor: m.floor.layer.peak.gpu,
             strain: m.strain(),
         };
-        let away = !home.by_layer.is_empty() && !names_layers(request);
-        let others = device.filter(|_| away).map(kind);
-        let layers = Layers {
-            count,
-            rest: measured.kept.rest,
-            floor: measured.floor.rest.peak.gpu,
-            kinds: [kind(measured)].into_iter().chain(others).collect(),
-            columns: self.changes.iter().map(column).collect(),
+        let device = device.filter(|_| !home.by_layer.is_empty() && !names_layers(request));
+        let kinds = [measured].into_iter().chain(device).map(kind);
+        let (kinds, columns): (Vec<Kind>, Vec<Column>) =
+            (kinds.collect(), self.changes.iter().map(column).collect());
+        let beside = device.filter(|_| !self.others.is_empty());
+        let with = |rest: &Measured, beside_at_home: bool| Problem {
+            home: home.clone(),
+            beside_at_home,
+            layers: Layers {
+                count,
+                rest: rest.kept.rest,
+                floor: rest.floor.rest.peak.gpu,
+                kinds: kinds.clone(),
+                columns: columns.clone(),
+            },
         };
-        Problem { home, layers }
+        let at_home = beside.map(|device| with(device, true));
+        [with(measured, false)].into_iter().chain(at_home).collect()
     }
 }
 
@@ -190,9 +202,15 @@ struct Line {
 impl Line {
     /// Through what models of [`DEPTHS`] take.
     fn new(near: Taken, far: Taken) -> Line {
+        let mut rest = Taken::continued(&near, &far, 0);
+        // Where layers wait for each other the line ends too low: the kernels beside them take their time in any case.
+        for half in [0, 1] {
+            let compute = rest.half(half).0[Stream::Compute as usize];
+            rest.spent[half] = rest.spent[half].max(compute);
+        }
         Line {
             layer: Taken::continued(&near, &far, DEPTHS.1 + 1) - far,
-            rest: Taken::continued(&near, &far, 0),
+            rest,
         }
     }
 }

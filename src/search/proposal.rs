@@ -24,7 +24,7 @@ impl Problems {
             }
         }
         let pace = menu::pace(problem.home.pace, layers - kept.len() as u64, layers);
-        let mut choices = problem.home.choices(&self.away(&kept, layers), pace);
+        let mut choices = problem.home.choices(&self.away(problem, &kept), pace);
         choices.extend(self.kernels.iter().cloned());
         for ((fate, set), saved) in &sites {
             choices.push(self.choice(&problem.home, *fate, set, saved, layers));
@@ -32,6 +32,9 @@ impl Problems {
         let part = |n: usize, what: &str| format!("{what} in {n} of {layers} layers");
         let mut names: Vec<String> =
             Vec::from_iter((!problem.home.name.is_empty()).then(|| problem.home.name.clone()));
+        if problem.beside_at_home {
+            names.push(format!("{} at home", self.others.join(" and ")));
+        }
         if !kept.is_empty() {
             names.push(part(kept.len(), "at home"));
         }
@@ -77,14 +80,20 @@ impl Problems {
         [(Fate::Offload, sent), (Fate::Recompute, dropped)]
     }
 
-    /// The site of what is not kept on the device in `kept` layers.
-    fn away(&self, kept: &BTreeSet<u64>, layers: u64) -> String {
-        if kept.is_empty() {
+    /// The site of what is not kept on the device, where all of `kept` layers is.
+    fn away(&self, problem: &Problem, kept: &BTreeSet<u64>) -> String {
+        if kept.is_empty() && !problem.beside_at_home {
             return "*".to_string();
         }
-        let rest: BTreeSet<u64> = (0..layers).filter(|l| !kept.contains(l)).collect();
-        let beside = self.others.iter().cloned();
-        let parts: Vec<String> = [menu::layers(&rest)].into_iter().chain(beside).collect();
+        let rest: BTreeSet<u64> = (0..problem.layers.count)
+            .filter(|l| !kept.contains(l))
+            .collect();
+        let layers = match kept.is_empty() {
+            true => "layers.*".to_string(),
+            false => menu::layers(&rest),
+        };
+        let beside = self.others.iter().filter(|_| !problem.beside_at_home);
+        let parts: Vec<String> = [layers].into_iter().chain(beside.cloned()).collect();
         parts.join("+")
     }
 

@@ -53,11 +53,12 @@ const STEP: f64 = 0.5;
 /// Where no home of the states can be planned.
 pub fn solve(request: &Request, budget: &Budget, front: bool) -> Result<Solved> {
     let problems = Problems::of(request)?;
-    let mut solved = within(&problems, request, budget)?;
-    if front {
-        solved.front = front::of(&problems, budget);
-    }
-    Ok(solved)
+    let points = || match front {
+        true => front::of(&problems, budget),
+        false => Vec::new(),
+    };
+    let (solved, front) = rayon::join(|| within(&problems, request, budget), points);
+    Ok(Solved { front, ..solved? })
 }
 
 /// Solves the `problems` of `request` within `budget`, without their front.

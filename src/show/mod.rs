@@ -6,6 +6,7 @@ pub mod choice;
 pub mod comparison;
 pub mod course;
 pub mod curve;
+pub mod executed;
 pub mod explain;
 pub mod facts;
 pub mod figure;
