@@ -67,6 +67,7 @@ mod rooms;
 mod run;
 mod saves;
 mod search;
+mod search_counts;
 mod speed;
 mod tangents;
 mod text;

@@ -8,11 +8,10 @@ use serde::{Deserialize, Serialize};
 use super::layers::Counts;
 use super::policies::POLICIES;
 use super::problem::{Problem, Problems};
-use super::{Candidate, solve};
+use super::{Candidate, segments, solve};
 use crate::error::Result;
-use crate::machine::estimate;
 use crate::machine::rows::{self, Named};
-use crate::plan::{Choice, Plan, Request};
+use crate::plan::Request;
 use crate::spec::job::{Budget, Exactness, Host, Job, Optimizer, Precision, Target};
 use crate::spec::model::Position;
 use crate::spec::units::Bytes;
@@ -180,7 +179,7 @@ fn others(
             others.insert(policy.name.to_string(), seconds);
         }
     }
-    let segments = segments(problems, request, budget)?;
+    let segments = by_segments(problems, request, budget)?;
     others.extend(segments.map(|seconds| ("sqrt(L) segments".to_string(), seconds)));
     Ok(others)
 }
@@ -194,10 +193,9 @@ fn fastest(all: &[Candidate], budget: &Budget) -> Option<f64> {
 }
 
 /// Chen's segments of the square root of the layers, with the fastest homes that have room for every layer's input.
-fn segments(problems: &Problems, request: &Request, budget: &Budget) -> Result<Option<f64>> {
+fn by_segments(problems: &Problems, request: &Request, budget: &Budget) -> Result<Option<f64>> {
     let layers = request.job.model.layers;
-    let length = (layers as f64).sqrt().round().max(1.0).to_string();
-    let again = Choice::new("recompute", "layers.*", &[("segment", &length)]);
+    let length = (layers as f64).sqrt().round().max(1.0) as u64;
     let mut homes: Vec<&Problem> = problems.all.iter().collect();
     homes.retain(|p| p.layers.excess(&p.layers.smallest(), budget) <= 0.0);
     homes.sort_by(|a, b| {
@@ -207,14 +205,9 @@ fn segments(problems: &Problems, request: &Request, budget: &Budget) -> Result<O
             .total_cmp(&b.layers.plain().seconds)
     });
     for problem in homes.into_iter().take(TRIED) {
-        let own = problem.home.choices("*", problem.home.pace).into_iter();
-        let choices = own
-            .chain(problems.kernels.iter().cloned())
-            .chain([again.clone()]);
-        let plan = Plan::new(request.job.clone(), choices.collect())?;
-        let estimate = estimate::quick(&plan)?;
-        if budget.passed(&estimate.peak).is_none() {
-            return Ok(Some(estimate.step.0));
+        let candidate = segments::whole(problems, request, problem, length)?;
+        if candidate.fits(budget) {
+            return Ok(Some(candidate.estimate.step.0));
         }
     }
     Ok(None)

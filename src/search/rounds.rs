@@ -1,0 +1,261 @@
+//! Rounds of lowering what is proposed to be fastest: what whole plans really take enters, and their problems are solved again.
+
+use rayon::prelude::*;
+
+use super::layers::{Counts, Room};
+use super::policies::{POLICIES, Policy};
+use super::problem::{Problem, Problems};
+use super::sample::spent;
+use super::solve::candidate;
+use super::{Candidate, price};
+use crate::error::Result;
+use crate::machine::estimate;
+use crate::plan::Request;
+use crate::program::height;
+use crate::spec::job::{Budget, PerPlace, Place};
+use crate::spec::units::Bytes;
+
+/// Plans that are lowered whole in a round.
+const ROUND: usize = 2;
+
+/// Most plans that are lowered whole of those solved for, and of those others would make; and layers in all of either.
+const WHOLE: (usize, u64) = (8, 320);
+
+/// Plans proposed to be slower than the fastest by this are not solved for: proposals are not so far off.
+const FAR: f64 = 1.25;
+
+/// How often a plan that does not fit is solved for again, with what was counted too little held back.
+const AGAIN: usize = 8;
+
+/// The part of an excess that is held back where what was counted too little is held back already.
+const STEP: f64 = 0.5;
+
+/// Counts of the layers of a problem.
+#[derive(Clone, PartialEq)]
+pub(super) struct Proposed {
+    problem: usize,
+    counts: Counts,
+}
+
+/// A plan that was lowered whole, and what it was counted to be.
+pub(super) struct Tried {
+    proposed: Proposed,
+    pub(super) candidate: Candidate,
+    /// Bytes that were held back of the rows of the budget.
+    held_back: Vec<f64>,
+    /// Seconds of the halves of its step.
+    halves: [f64; 2],
+}
+
+/// Rounds of lowering what is proposed to be fastest.
+pub(super) struct Rounds<'a> {
+    problems: &'a Problems,
+    request: &'a Request,
+    /// Within what each problem is solved for.
+    rooms: Vec<Room<'a>>,
+    open: Vec<Proposed>,
+    /// What others would do.
+    known: Vec<Proposed>,
+    tried: Vec<Proposed>,
+    pub(super) candidates: Vec<Candidate>,
+}
+
+impl<'a> Rounds<'a> {
+    pub(super) fn new(
+        problems: &'a Problems,
+        request: &'a Request,
+        budget: &'a Budget,
+        bounds: &[Option<f64>],
+    ) -> Rounds<'a> {
+        let room = Room::all(budget);
+        let mut open = solved(problems, &room, bounds);
+        let best = open.iter().map(|p| p.counts.seconds);
+        let best = best.fold(f64::INFINITY, f64::min);
+        let known = known(problems, budget, best * FAR);
+        open.extend(known.iter().cloned());
+        Rounds {
+            problems,
+            request,
+            rooms: vec![room; problems.all.len()],
+            open,
+            known,
+            tried: Vec::new(),
+            candidates: Vec::new(),
+        }
+    }
+
+    /// Plans that may be lowered whole.
+    fn whole(&self) -> usize {
+        let layers = self.request.job.model.layers.max(1);
+        WHOLE.0.min((WHOLE.1 / layers) as usize).max(ROUND)
+    }
+
+    /// The plans of `proposed`, in their order.
+    pub(super) fn lowered(&self, proposed: Vec<Proposed>) -> Result<Vec<Tried>> {
+        let all = proposed.into_par_iter();
+        let all: Vec<Result<Tried>> = all.map(|one| self.whole_of(one)).collect();
+        all.into_iter().collect()
+    }
+
+    /// The fastest step that was found to fit.
+    fn best(&self) -> f64 {
+        let fitting = self
+            .candidates
+            .iter()
+            .filter(|c| self.rooms.first().is_some_and(|room| c.fits(room.budget)));
+        fitting
+            .map(|c| c.estimate.step.0)
+            .fold(f64::INFINITY, f64::min)
+    }
+
+    /// What others would do and is proposed to be faster than all that was solved for turned out to be.
+    pub(super) fn others(&mut self) -> Vec<Proposed> {
+        let best = self.best();
+        let mut others = std::mem::take(&mut self.known);
+        others.retain(|p| p.counts.seconds < best && !self.tried.contains(p));
+        others.sort_by(by_seconds);
+        others.truncate(self.whole());
+        others
+    }
+
+    /// What is lowered next; `None` where nothing is proposed to be faster than what was lowered.
+    pub(super) fn next(&mut self) -> Option<Vec<Proposed>> {
+        let best = self.best();
+        self.open
+            .retain(|p| p.counts.seconds < best && !self.tried.contains(p));
+        self.open.sort_by(by_seconds);
+        self.open.dedup();
+        let left = self
+            .whole()
+            .saturating_sub(self.candidates.len())
+            .min(ROUND);
+        let next: Vec<Proposed> = self.open.drain(..left.min(self.open.len())).collect();
+        (!next.is_empty()).then_some(next)
+    }
+
+    /// The plan of `proposed`, lowered whole; solved for again while it does not fit.
+    fn whole_of(&self, proposed: Proposed) -> Result<Tried> {
+        let Proposed {
+            problem,
+            mut counts,
+        } = proposed;
+        let own = &self.problems.all[problem];
+        let mut room = self.rooms[problem].clone();
+        for round in 1.. {
+            let proposal = self.problems.proposal(own, &counts);
+            let plan = price::plan(self.request, &proposal)?;
+            let programs = estimate::stepping(&plan)?;
+            let over = excess(room.budget, &height(&programs));
+            let tighter = match round < AGAIN && over.iter().any(|&over| over > 0.0) {
+                true => {
+                    let counted = own.layers.rows(&counts, room.budget);
+                    hold_back(&mut room, &counted, &over);
+                    own.layers.fastest(&room)
+                }
+                false => None,
+            };
+            let Some(tighter) = tighter else {
+                let walks = estimate::walks(&plan, &programs)?;
+                let estimate = estimate::summary(&plan, &programs, &walks);
+                return Ok(Tried {
+                    halves: spent(&programs, &walks),
+                    candidate: candidate(proposal.name, plan, estimate, &counts),
+                    proposed: Proposed { problem, counts },
+                    held_back: room.held_back,
+                });
+            };
+            counts = tighter;
+        }
+        unreachable!("the last round returns")
+    }
+
+    /// Enters what a plan really takes, and solves its problem again.
+    pub(super) fn learn(&mut self, tried: Tried) {
+        let Proposed { problem, counts } = &tried.proposed;
+        let layers = &self.problems.all[*problem].layers;
+        let (counted, copies) = (layers.halves(counts), layers.copies(counts));
+        let room = &mut self.rooms[*problem];
+        room.held_back = tried.held_back;
+        room.loss = [0, 1].map(|half| match copies[half] > 0.0 {
+            // A copy that hides behind nothing adds its own time and no more.
+            true => ((tried.halves[half] - counted[half]) / copies[half]).clamp(0.0, 1.0),
+            false => 0.0,
+        });
+        for open in self.open.iter_mut().filter(|p| p.problem == *problem) {
+            open.counts.seconds = room.seconds(layers, &open.counts);
+        }
+        let again = layers.fastest(room);
+        self.open.extend(again.map(|counts| Proposed {
+            problem: *problem,
+            counts,
+        }));
+        self.candidates.push(tried.candidate);
+        self.tried.push(tried.proposed);
+    }
+}
+
+/// The order of what is proposed.
+fn by_seconds(a: &Proposed, b: &Proposed) -> std::cmp::Ordering {
+    a.counts.seconds.total_cmp(&b.counts.seconds)
+}
+
+/// The fastest counts of each problem that may be among the fastest, in the order of their bounds.
+fn solved(problems: &Problems, room: &Room, bounds: &[Option<f64>]) -> Vec<Proposed> {
+    let mut order: Vec<(usize, f64)> = (bounds.iter().enumerate())
+        .filter_map(|(problem, bound)| Some((problem, (*bound)?)))
+        .collect();
+    order.sort_by(|a, b| a.1.total_cmp(&b.1));
+    let mut open: Vec<Proposed> = Vec::new();
+    let mut best = f64::INFINITY;
+    for (problem, bound) in order {
+        if bound > best * FAR {
+            break;
+        }
+        if let Some(counts) = problems.all[problem].layers.fastest(room) {
+            best = best.min(counts.seconds);
+            open.push(Proposed { problem, counts });
+        }
+    }
+    open.retain(|p| p.counts.seconds <= best * FAR);
+    open
+}
+
+/// What others would do, each with the home that suits it best, where that is proposed to be no slower than `far`.
+fn known(problems: &Problems, budget: &Budget, far: f64) -> Vec<Proposed> {
+    let best = |policy: &Policy| {
+        let counts = |(index, problem): (usize, &Problem)| {
+            if problem.layers.plain().seconds > far {
+                return None;
+            }
+            let counts = (policy.counts)(problems, problem, budget)?;
+            let fits = problem.layers.excess(&counts, budget) <= 0.0 && counts.seconds <= far;
+            fits.then_some(Proposed {
+                problem: index,
+                counts,
+            })
+        };
+        let all = problems.all.iter().enumerate().filter_map(counts);
+        all.min_by(|a, b| a.counts.seconds.total_cmp(&b.counts.seconds))
+    };
+    POLICIES.par_iter().filter_map(best).collect()
+}
+
+/// Holds back what was `counted` too little of each row that is passed; more where that was held back already.
+fn hold_back(room: &mut Room, counted: &[f64], over: &[f64]) {
+    let rows = room.budget.rows.iter().zip(counted).zip(over);
+    for (back, ((row, counted), over)) in room.held_back.iter_mut().zip(rows) {
+        if *over > 0.0 {
+            let missed = row.1.0 as f64 + over - counted;
+            *back = missed.max(*back + STEP * over);
+        }
+    }
+}
+
+/// Bytes by which `peak` passes each row of `budget`, below zero where it does not.
+fn excess(budget: &Budget, peak: &PerPlace<Bytes>) -> Vec<f64> {
+    let over = |(places, most): &(Vec<Place>, Bytes)| {
+        let taken: u64 = places.iter().map(|&p| peak[p].0).sum();
+        taken as f64 - most.0 as f64
+    };
+    budget.rows.iter().map(over).collect()
+}
