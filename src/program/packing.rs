@@ -71,7 +71,7 @@ impl Effort {
     /// For a question of its own: within a minute on two cores.
     pub const THOROUGH: Effort = Effort {
         items: 2_000,
-        nodes: 60_000,
+        nodes: 9_000,
         rounds: 24,
         near: u64::MAX,
         capacity: 0,

@@ -39,18 +39,12 @@ impl Problem {
                 loads[section] += item.bytes;
             }
         }
-        let all = 0..items.len() as u32;
-        let meeting = |i: u32| -> Vec<u32> {
-            let item = &items[i as usize];
-            let meets = |j: &u32| *j != i && items[*j as usize].meets(item);
-            all.clone().filter(meets).collect()
-        };
-        let mut starts: Vec<u32> = all.clone().collect();
+        let mut starts: Vec<u32> = (0..items.len() as u32).collect();
         starts.sort_by_key(|&i| (items[i as usize].from, i));
         Problem {
             bytes: items.iter().map(|i| i.bytes).collect(),
             lives: items.iter().map(|i| i.to - i.from).collect(),
-            meets: all.clone().map(meeting).collect(),
+            meets: meetings(items, &starts),
             spans,
             sections,
             loads,
@@ -91,6 +85,22 @@ impl Problem {
         }
         rank
     }
+}
+
+/// The items that each lives together with, by one pass over all starts.
+fn meetings(items: &[Item], starts: &[u32]) -> Vec<Vec<u32>> {
+    let mut meets = vec![Vec::new(); items.len()];
+    let mut alive: Vec<u32> = Vec::new();
+    for &i in starts {
+        let from = items[i as usize].from;
+        alive.retain(|&j| items[j as usize].to > from);
+        for &j in &alive {
+            meets[i as usize].push(j);
+            meets[j as usize].push(i);
+        }
+        alive.push(i);
+    }
+    meets
 }
 
 /// A time in each section: the last start of a life before an end.
