@@ -3,6 +3,7 @@
 use std::process::Command;
 
 use memfit::program::packing::{Effort, Item, file, pack};
+use proptest::prelude::*;
 use serde_json::Value;
 
 /// An exact search that soon gives up.
@@ -32,13 +33,10 @@ fn height(items: &[Item], offsets: &[u64]) -> u64 {
 }
 
 #[test]
-fn hard_instances_are_packed_below_their_capacity() {
-    // Those that take a second at most; the others are in the results.
-    for name in ["example.12", "C", "F", "G", "H", "K"] {
-        let (name, capacity) = match name.len() {
-            1 => (format!("{name}.1048576"), 1_048_576),
-            _ => (name.to_string(), 12),
-        };
+fn all_hard_instances_are_packed_below_their_capacity() {
+    let hard = "ABCDEFGHIJK".chars();
+    let hard = hard.map(|name| (format!("{name}.1048576"), 1_048_576));
+    for (name, capacity) in hard.chain([("example.12".to_string(), 12)]) {
         let items = instance(&name);
         let effort = Effort {
             capacity,
@@ -51,6 +49,22 @@ fn hard_instances_are_packed_below_their_capacity() {
             "{name}: {}",
             found.height
         );
+    }
+}
+
+/// What one of the orders finds does not depend on which of the others were run beside it.
+#[test]
+fn offsets_are_the_same_on_any_number_of_threads() {
+    for name in ["A", "B", "E"] {
+        let items = instance(&format!("{name}.1048576"));
+        let on = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+            let found = pool.build().unwrap();
+            found.install(|| pack(&items, &Effort::THOROUGH))
+        };
+        let one = on(1);
+        assert_eq!(one.height, 1_048_576, "{name}");
+        assert!(on(2) == one && on(5) == one, "{name}");
     }
 }
 
@@ -85,6 +99,11 @@ fn what_cannot_be_at_the_load_is_packed_as_low_as_can_be() {
         .map(|(bytes, from, to)| Item { bytes, from, to })
         .to_vec();
     let found = pack(&items, &Effort::THOROUGH);
+    assert_eq!((found.load, found.height), (10, least(&items)));
+}
+
+/// The least height of all packings: some order of first fit reaches it.
+fn least(items: &[Item]) -> u64 {
     let mut best = u64::MAX;
     let mut order: Vec<usize> = (0..items.len()).collect();
     permute(&mut order, 0, &mut |order| {
@@ -102,9 +121,53 @@ fn what_cannot_be_at_the_load_is_packed_as_low_as_can_be() {
                 }
             }
         }
-        best = best.min(height(&items, &offsets));
+        best = best.min(height(items, &offsets));
     });
-    assert_eq!(found.height, best);
+    best
+}
+
+/// Up to `most` items over a short time.
+fn some(most: usize) -> impl Strategy<Value = Vec<Item>> {
+    let item = (1..10u64, 0..9u64, 1..6u64).prop_map(|(bytes, from, life)| Item {
+        bytes,
+        from,
+        to: from + life,
+    });
+    prop::collection::vec(item, 1..most)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Where the load cannot be reached the search says so, and goes on to the best there is.
+    #[test]
+    fn small_packings_are_the_best_there_are(items in some(7)) {
+        let found = pack(&items, &Effort::THOROUGH);
+        prop_assert_eq!(found.height, height(&items, &found.offsets));
+        prop_assert_eq!(found.height, least(&items));
+    }
+
+    #[test]
+    fn packings_are_disjoint_and_as_high_as_stated(items in some(60), nodes in 0..400u64) {
+        let effort = Effort { nodes, ..SHORT };
+        let found = pack(&items, &effort);
+        prop_assert_eq!(found.height, height(&items, &found.offsets));
+        prop_assert!(found.height >= found.load);
+        prop_assert_eq!(pack(&items, &effort), found);
+    }
+}
+
+#[test]
+fn what_has_no_size_or_no_life_takes_no_room() {
+    let mut items = instance("example.12");
+    for (bytes, from, to) in [(0, 0, 21), (5, 3, 3), (0, 4, 4)] {
+        items.push(Item { bytes, from, to });
+    }
+    let found = pack(&items, &Effort::THOROUGH);
+    assert_eq!(
+        found.height,
+        pack(&items[..items.len() - 3], &Effort::THOROUGH).height
+    );
 }
 
 fn permute(order: &mut Vec<usize>, from: usize, each: &mut impl FnMut(&[usize])) {

@@ -3,11 +3,15 @@
 //! This is dynamic storage allocation with known lives, which is NP-hard. The largest sum of live items, the load, is below every
 //! height; what reaches it is proven best at once.
 
+mod bound;
+mod choice;
 mod exact;
 pub mod file;
 mod fit;
+mod problem;
 
-use exact::Found;
+use exact::{Found, Search};
+use problem::Problem;
 use rayon::prelude::*;
 
 /// What is to be packed: `bytes` that live at `from..to`.
@@ -67,7 +71,7 @@ impl Effort {
     /// For a question of its own: within a minute on two cores.
     pub const THOROUGH: Effort = Effort {
         items: 2_000,
-        nodes: 1_000_000,
+        nodes: 9_000,
         rounds: 24,
         near: u64::MAX,
         capacity: 0,
@@ -118,26 +122,38 @@ fn lower(items: &[Item], effort: &Effort, best: &mut (Vec<u64>, u64), enough: u6
 /// Offsets below `capacity`, if they are found: short searches in many orders rather than a long one, since a good order needs
 /// few nodes.
 fn at(items: &[Item], capacity: u64, nodes: u64) -> Option<Vec<u64>> {
-    let problem = exact::Problem::new(items);
+    // What has no size or no life lies anywhere.
+    let is_real = |i: &usize| items[*i].bytes > 0 && items[*i].from < items[*i].to;
+    let real: Vec<usize> = (0..items.len()).filter(is_real).collect();
+    let some: Vec<Item> = real.iter().map(|&i| items[i]).collect();
+    let problem = Problem::new(&some);
+    let orders = 0..exact::ORDERS;
+    let mut searches: Vec<Search> = orders
+        .map(|order| Search::new(&problem, capacity, order))
+        .collect();
     let (mut limit, mut left) = (NODES.min(nodes), nodes);
-    for round in 0.. {
-        // All of a round are run to their end, so that the answer is the same on any number of threads.
-        let tries: Vec<Found> = (0..exact::ORDERS)
-            .into_par_iter()
-            .map(|order| problem.search(capacity, order, round, limit))
-            .collect();
-        for found in tries {
-            match found {
-                Found::Offsets(offsets) => return Some(offsets),
-                Found::Impossible => return None,
-                Found::Unknown => {}
+    for round in 1.. {
+        // The first order of a round that ends counts, so that the answer is the same on any number of threads.
+        let ended = searches
+            .par_iter_mut()
+            .map(|search| search.run(limit))
+            .find_first(|found| *found != Found::Unknown);
+        match ended {
+            Some(Found::Offsets(found)) => {
+                let mut offsets = vec![0; items.len()];
+                for (&i, offset) in real.iter().zip(found) {
+                    offsets[i] = offset;
+                }
+                return Some(offsets);
             }
+            Some(_) => return None,
+            None => {}
         }
         left = left.saturating_sub(limit);
         if left == 0 {
             return None;
         }
-        if (round + 1) % ROUNDS == 0 {
+        if round % ROUNDS == 0 {
             limit *= 2;
         }
         limit = limit.min(left);
