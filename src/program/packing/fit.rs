@@ -11,6 +11,9 @@ type Offsets = (Vec<u64>, u64);
 /// Items from which a first fit is slow enough that it is only used where a best fit is far from the load.
 const MANY: usize = 2_000;
 
+/// Items from which a first fit is too slow for programs, of which many are placed: it looks at all pairs.
+const TOO_MANY: usize = 16_000;
+
 /// The best of a few orders, improved by a climb where there is something to gain; stops at `enough`.
 pub(super) fn fit(items: &[Item], load: u64, enough: u64, rounds: u32) -> Offsets {
     // For many items, as near as that is near enough.
@@ -23,10 +26,10 @@ pub(super) fn fit(items: &[Item], load: u64, enough: u64, rounds: u32) -> Offset
         keep(&mut best, best_fit(items, Some(load)));
     }
     let mut first = None;
-    let orders = if rounds > 0 {
-        &ORDERS[..]
-    } else {
-        &ORDERS[..1]
+    let orders = match rounds {
+        0 if items.len() > TOO_MANY => &ORDERS[..0],
+        0 => &ORDERS[..1],
+        _ => &ORDERS[..],
     };
     for &order in orders {
         if best.1 <= enough {
