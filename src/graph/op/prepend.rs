@@ -45,7 +45,7 @@ fn launch(entry: &'static str, format: DType, gradient: DType, count: u64) -> La
     Launch::new("prepend", entry)
         .format("T", format)
         .format("G", gradient)
-        .blocks(count.div_ceil(u64::from(THREADS)))
+        .elements(count)
 }
 
 /// Work that is only moved bytes.

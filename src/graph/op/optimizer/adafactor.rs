@@ -284,7 +284,7 @@ impl<'a> Passes<'a> {
         };
         let rate = f64::from(self.call.scalars.rate);
         self.launch("adafactor")
-            .blocks(elements.div_ceil(u64::from(THREADS)))
+            .elements(elements)
             .given([input(0), input(1), self.master(), square, mean])
             .given([
                 self.guard,
