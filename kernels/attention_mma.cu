@@ -96,9 +96,13 @@ template <u32 COLUMNS> DEVICE void keep(T *tile, u32 row, u32 first, const f32 (
 #pragma unroll
     for (u32 n = 0; n < 2 * COLUMNS; ++n) {
         if (first + n / 2 >= UNITS) continue;
-        u32 column = first * 16 + COLUMN(n, 0), i = row + lane() / 4;
-        *reinterpret_cast<u32 *>(tile + place<CHUNKS>(i, column / PACK) + column % PACK) = narrow_pair<T>(sums[n][0] * upper, sums[n][1] * upper);
-        *reinterpret_cast<u32 *>(tile + place<CHUNKS>(i + 8, column / PACK) + column % PACK) = narrow_pair<T>(sums[n][2] * lower, sums[n][3] * lower);
+        u32 column = first * 16 + COLUMN(n, 0);
+#pragma unroll
+        for (u32 r = 0; r < 2; ++r) {
+            T *to = tile + place<CHUNKS>(row + lane() / 4 + 8 * r, column / PACK) + column % PACK;
+            f32 by = r ? lower : upper;
+            *reinterpret_cast<u32 *>(to) = narrow_pair<T>(sums[n][2 * r] * by, sums[n][2 * r + 1] * by);
+        }
     }
 }
 

@@ -54,8 +54,8 @@ template <bool INNER, class T>
 DEVICE void fetch(T *tile, const T *x, u64 stride, u32 first, u32 count, u32 from, u32 k, bool aligned) {
     const u32 CHUNKS = INNER ? DEPTH / PACK : TILE / PACK;
 #pragma unroll
-    for (u32 item = threadIdx.x; item < STAGE / PACK; item += THREADS) {
-        u32 line = item / CHUNKS, chunk = item % CHUNKS;
+    for (u32 part = 0; part < STAGE / PACK / THREADS; ++part) {
+        u32 item = part * THREADS + threadIdx.x, line = item / CHUNKS, chunk = item % CHUNKS;
         u32 i = first + (INNER ? line : chunk * PACK), p = from + (INNER ? chunk * PACK : line);
         u32 inside = INNER ? (i < count ? within_chunk(p, k) : 0) : (p < k ? within_chunk(i, count) : 0);
         const T *source = x + (INNER ? i * stride + p : p * stride + i);
