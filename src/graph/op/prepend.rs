@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::kernel::{Call, Kernel, Launch, THREADS, input, output};
+use super::kernel::{Call, Kernel, Launch, input, output};
 use super::{Element, Io, Op, Output, Work, expect, expect_inputs, summed, traffic};
 use crate::error::Result;
 use crate::graph::backward::Backward;
