@@ -3,9 +3,7 @@
 use super::adafactor_sizes::{Pass, Shape};
 use super::update::{Part, Rule, STATES, State, coefficient, expect_guard, walk};
 use crate::error::Result;
-use crate::graph::op::kernel::{
-    Argument, Call, Kernel, Launch, Memory, THREADS, at, input, scratch,
-};
+use crate::graph::op::kernel::{Argument, Call, Kernel, Launch, Memory, at, input, scratch};
 use crate::graph::op::{Io, Op, Output, ViewMut, Work, expect, expect_inputs, traffic};
 use crate::graph::tensor::{DType, Type};
 use crate::spec::job::Backend;
