@@ -40,6 +40,7 @@ KERNEL(adafactor_columns, const G *gradient, f32 *state, f32 *factors, const f32
     u32 column = blockIdx.x * 32 + lane();
     f64 sum = 0.0;
     if (column < c)
+#pragma unroll 4
         for (u64 row = warp(); row < rows; row += WARPS) {
             f32 x = coefficient * wide(gradient[row * c + column]);
             sum += f64(x * x + eps);
@@ -131,20 +132,35 @@ KERNEL(adafactor, const G *gradient, P *parameter, f32 *master, const f32 *squar
     }
     f64 excess = sqrt(sum / f64(n)) / clip;
     f32 keep = f32(1.0 - rate * decay), step = f32(rate / (excess > 1.0 ? excess : 1.0));
-    for (u64 i = u64(blockIdx.x) * THREADS + threadIdx.x; i < n; i += u64(gridDim.x) * THREADS) {
-        f32 g = coefficient * wide(gradient[i]), w = master ? master[i] : wide(parameter[i]), size;
+    EACH_PACK(i, n) {
+        f32 g[PACK], w[PACK], sizes[PACK], before[PACK];
+        load(gradient, i, n, g);
+        if (master)
+            load(master, i, n, w);
+        else
+            load(parameter, i, n, w);
         if (factors) {
             u64 row = i / c;
-            size = row_factors[row] * factors[row / rows * c + i % c];
-        } else
-            size = 1.0f / sqrtf(square[i]);
-        f32 update = step * size * g;
-        if (mean) {
-            update = beta1 * mean[i] + (1.0f - beta1) * update;
-            mean[i] = update;
+            u32 column = u32(i - row * c);
+            EACH(k) {
+                sizes[k] = i + k < n ? row_factors[row] * factors[row / rows * c + column] : 0.0f;
+                if (++column == c) {
+                    column = 0;
+                    ++row;
+                }
+            }
+        } else {
+            load(square, i, n, sizes);
+            EACH(k) sizes[k] = 1.0f / sqrtf(sizes[k]);
         }
-        w = w * keep - update;
-        if (master) master[i] = w;
-        parameter[i] = narrow<P>(w);
+        EACH(k) g[k] = step * sizes[k] * (coefficient * g[k]);
+        if (mean) {
+            load(mean, i, n, before);
+            EACH(k) g[k] = beta1 * before[k] + (1.0f - beta1) * g[k];
+            store(mean, i, n, g);
+        }
+        EACH(k) w[k] = w[k] * keep - g[k];
+        if (master) store(master, i, n, w);
+        store(parameter, i, n, w);
     }
 }

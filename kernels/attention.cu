@@ -1,30 +1,19 @@
-// Attention and its derivative, tile by tile: probabilities that the forward pass keeps (SAVED 1), or none (SAVED 0; Dao et al. 2022).
+// Attention and its derivative in f32, and its tangent in all formats, tile by tile. Heads of more than 256 columns are computed here in
+// all formats; the rest of 16-bit attention is in attention_mma.cu.
 //
-// Floor: 4 (forward) and 10 (backward) operations for each pair of a query and a key it sees and each column of a head, on the units for
-// f32 (tensor cores are not used); q, k, v and what is made of them once, and the probabilities where they are kept. Tiles nobody in a
-// block sees are left out. Backward: keys and values by one block for each tile of keys, queries by one for each tile of queries, each
-// in a fixed order, so that nothing is added atomically; scores are made in both.
+// Floor: 4 (forward) and 14 (backward) operations for each pair of a query and a key it sees and each column of a head, on the units for
+// f32, fed from shared memory by two reads an operation pair, which keeps them far below their peak; q, k, v and what is made of them
+// once, and the probabilities where they are kept. Tiles nobody in a block sees are left out. Backward: keys and values by one block for
+// each tile of keys, queries by one for each tile of queries, each in a fixed order, so that nothing is added atomically; scores and
+// gradients of probabilities are made in both (4 of the 14).
 //
 // Compiled for: T, SAVED, HEAD (columns of a head), TILE (queries and keys of a tile: 32, or 16 where heads are wide).
 
 #define SPAN (THREADS / TILE) // threads of a row of a tile
 #define EACH_OWN(j, n, count) _Pragma("unroll") for (u32 j = 0; j < ((count) + SPAN - 1) / SPAN; ++j) if (u32 n = threadIdx.x % SPAN + SPAN * j; n < (count))
 #define OWN ((HEAD + SPAN - 1) / SPAN)
-#define WIDE (HEAD + 1) // row of a tile in shared memory: rows start in different banks
-
-// What is attended to, as `AttentionShape` has it; cap and rate are 0 where there is none.
-#define SHAPE                                                                                                          \
-    u32 seq, u32 keys, u32 past, u32 heads, u32 kv_heads, u32 causal, u64 window, f32 scale, f32 cap, u64 key, u64 first, f32 rate
-
-// The keys that query i sees: from LOW on, below HIGH.
-#define LOW(i) first_seen(u64(i) + past, window)
-#define HIGH(i) end_seen(u64(i) + past, window, causal, keys)
 #define LAST(from) (from + TILE < seq ? from + TILE - 1 : seq - 1) // query of a tile
-DEVICE u64 first_seen(u64 i, u64 window) { return i + 1 > window ? i + 1 - window : 0; }
-DEVICE u64 end_seen(u64 i, u64 window, u32 causal, u32 keys) {
-    u64 end = causal ? i + 1 : i + window;
-    return end < keys ? end : keys;
-}
+#define WIDE (HEAD + 1) // row of a tile in shared memory: rows start in different banks
 
 // The sum or the greatest over the threads of a row.
 DEVICE f32 span_sum(f32 x) {
@@ -59,14 +48,6 @@ DEVICE f32 dot(const f32 *a, const f32 *b) {
     return sum;
 }
 
-DEVICE f32 bend(f32 score, f32 cap) { return cap > 0.0f ? cap * tanh_f32(score / cap) : score; }
-
-// The factor that dropout gives the probability of a key for a row of (B heads T): 0 or 1 / (1 - rate).
-DEVICE f32 dropped(u64 key, u64 first, f32 rate, u64 row, u32 keys, u32 column) {
-    if (rate == 0.0f) return 1.0f;
-    return uniform(key, first + row * keys + column) >= rate ? 1.0f / (1.0f - rate) : 0.0f;
-}
-
 // Block: a tile of queries (x), a head (y), a sequence (z). `left` (B heads, T) takes the logs of sums, or `probs` the probabilities.
 // Shared: queries, keys or values, probabilities
 KERNEL(attention_forward, const T *q, const T *k, const T *v, T *out, f32 *left, T *probs, SHAPE) {
@@ -75,11 +56,10 @@ KERNEL(attention_forward, const T *q, const T *k, const T *v, T *out, f32 *left,
     u32 row = threadIdx.x / SPAN, from = blockIdx.x * TILE, head = blockIdx.y, kv = head / (heads / kv_heads);
     u64 batch = blockIdx.z, line = (batch * heads + head) * seq + from + row;
     bool inside = from + row < seq;
-    u64 low = LOW(from + row), high = HIGH(from + row);
-    u64 begin = LOW(from), end = HIGH(LAST(from));
+    u32 low = LOW(from + row), high = HIGH(from + row), begin = LOW(from), end = HIGH(LAST(from));
     f32 peak = -INFINITE, total = 0.0f, sums[OWN] = {};
     fetch(q, batch, heads, head, from, seq, queries);
-    for (u32 at = u32(begin) / TILE * TILE; at < end; at += TILE) {
+    for (u32 at = begin / TILE * TILE; at < end; at += TILE) {
         __syncthreads();
         fetch(k, batch, kv_heads, kv, at, keys, others);
         __syncthreads();
@@ -132,27 +112,12 @@ KERNEL(attention_forward, const T *q, const T *k, const T *v, T *out, f32 *left,
     }
 }
 
-// Σ p dp of each row, into the start of the row's dq, where the launches that follow find it.
-DEVICE T *place_of_delta(T *dq, u64 batch, u32 seq, u32 heads, u32 head, u32 i) {
-    return dq + ((batch * seq + i) * heads + head) * HEAD;
-}
-DEVICE void put_delta(T *at, f32 delta) {
-    u32 bits = __float_as_uint(delta);
-    u16 *halves = reinterpret_cast<u16 *>(at); // a row of 16-bit numbers need not be aligned for more
-    halves[0] = bits & 0xffff;
-    halves[1] = bits >> 16;
-}
-DEVICE f32 get_delta(const T *at) {
-    const u16 *halves = reinterpret_cast<const u16 *>(at);
-    return __uint_as_float(u32(halves[0]) | u32(halves[1]) << 16);
-}
-
 // Probabilities before dropout, gradients of scores and probabilities after dropout, of one tile: thread row `row` is a query.
 // `p` and `ds` (TILE, TILE) are shared; `saved` is the lse or the probabilities of the head's rows
 #define SCORES(row, from, at, delta)                                                                                   \
     EACH_OWN(j, n, TILE) {                                                                                             \
         u32 i = from + row;                                                                                            \
-        u64 low = LOW(i), high = HIGH(i);                                                                              \
+        u32 low = LOW(i), high = HIGH(i);                                                                              \
         bool seen = i < seq && at + n >= low && at + n < high;                                                         \
         u64 line = (batch * heads + head) * seq + i;                                                                   \
         f32 e = 0.0f, slope = 1.0f;                                                                                    \
@@ -174,32 +139,24 @@ DEVICE f32 get_delta(const T *at) {
         ds[row * TILE + n] = seen ? e * (dp * factor - delta) * slope : 0.0f;                                          \
     }
 
-// As `attention_forward`. Shared: gradients and, where only probabilities are saved, values
-KERNEL(attention_deltas, const T *dout, const T *v, const T *out, const T *probs, T *dq, SHAPE) {
+// Deltas where probabilities are saved. Block: as `attention_forward`. Shared: gradients and values
+KERNEL(attention_deltas, const T *dout, const T *v, const T *probs, T *dq, SHAPE) {
     DYNAMIC(f32, room);
     f32 *gradients = room, *values = room + TILE * WIDE;
     u32 row = threadIdx.x / SPAN, from = blockIdx.x * TILE, head = blockIdx.y, kv = head / (heads / kv_heads);
     u64 batch = blockIdx.z, line = (batch * heads + head) * seq + from + row;
+    u32 low = LOW(from + row), high = HIGH(from + row), begin = LOW(from), end = HIGH(LAST(from));
     bool inside = from + row < seq;
     f32 sum = 0.0f;
     fetch(dout, batch, heads, head, from, seq, gradients);
-    if (SAVED) {
-        u64 low = LOW(from + row), high = HIGH(from + row);
-        u64 begin = LOW(from);
-        u64 end = HIGH(LAST(from));
-        for (u32 at = u32(begin) / TILE * TILE; at < end; at += TILE) {
-            __syncthreads();
-            fetch(v, batch, kv_heads, kv, at, keys, values);
-            __syncthreads();
-            EACH_OWN(j, n, TILE)
-            if (inside && at + n >= low && at + n < high)
-                sum += wide(probs[line * keys + at + n]) * dropped(key, first, rate, line, keys, at + n) *
-                       dot(gradients + row * WIDE, values + n * WIDE);
-        }
-    } else {
-        fetch(out, batch, heads, head, from, seq, values);
+    for (u32 at = begin / TILE * TILE; at < end; at += TILE) {
         __syncthreads();
-        EACH_OWN(j, d, HEAD) sum += gradients[row * WIDE + d] * values[row * WIDE + d];
+        fetch(v, batch, kv_heads, kv, at, keys, values);
+        __syncthreads();
+        EACH_OWN(j, n, TILE)
+        if (inside && at + n >= low && at + n < high)
+            sum += wide(probs[line * keys + at + n]) * dropped(key, first, rate, line, keys, at + n) *
+                   dot(gradients + row * WIDE, values + n * WIDE);
     }
     sum = span_sum(sum);
     if (inside && threadIdx.x % SPAN == 0) put_delta(place_of_delta(dq, batch, seq, heads, head, from + row), sum);
@@ -219,8 +176,7 @@ KERNEL(attention_keys, const T *dout, const T *q, const T *k, const T *v, const 
     fetch(v, batch, kv_heads, kv, at, keys, values);
     for (u32 head = kv * group; head < (kv + 1) * group; ++head)
         for (u32 from = 0; from < seq; from += TILE) {
-            u64 begin = LOW(from);
-            u64 end = HIGH(LAST(from));
+            u32 begin = LOW(from), end = HIGH(LAST(from));
             if (at + TILE <= begin || at >= end) continue;
             __syncthreads();
             fetch(q, batch, heads, head, from, seq, queries);
@@ -253,12 +209,12 @@ KERNEL(attention_queries, const T *dout, const T *q, const T *k, const T *v, con
     u32 row = threadIdx.x / SPAN, from = blockIdx.x * TILE, head = blockIdx.y, kv = head / (heads / kv_heads);
     u64 batch = blockIdx.z;
     bool inside = from + row < seq;
-    u64 begin = LOW(from), end = HIGH(LAST(from));
+    u32 begin = LOW(from), end = HIGH(LAST(from));
     f32 made[OWN] = {};
     f32 delta = inside ? get_delta(place_of_delta(dq, batch, seq, heads, head, from + row)) : 0.0f;
     fetch(q, batch, heads, head, from, seq, queries);
     fetch(dout, batch, heads, head, from, seq, gradients);
-    for (u32 at = u32(begin) / TILE * TILE; at < end; at += TILE) {
+    for (u32 at = begin / TILE * TILE; at < end; at += TILE) {
         __syncthreads();
         fetch(k, batch, kv_heads, kv, at, keys, key_tile);
         fetch(v, batch, kv_heads, kv, at, keys, values);
@@ -283,11 +239,11 @@ KERNEL(attention_tangent, const T *q, const T *k, const T *v, const T *out, cons
     f32 *tangents = others + TILE * WIDE, *moved = tangents + TILE * WIDE, *p = moved + TILE * TILE;
     u32 row = threadIdx.x / SPAN, from = blockIdx.x * TILE, head = blockIdx.y, kv = head / (heads / kv_heads);
     u64 batch = blockIdx.z, line = (batch * heads + head) * seq + from + row;
-    u64 low = LOW(from + row), high = HIGH(from + row), begin = LOW(from), end = HIGH(LAST(from));
+    u32 low = LOW(from + row), high = HIGH(from + row), begin = LOW(from), end = HIGH(LAST(from));
     f32 peak = -INFINITE, total = 0.0f, spread = 0.0f, sums[OWN] = {};
     fetch(q, batch, heads, head, from, seq, queries);
     fetch(moved_q, batch, heads, head, from, seq, query_tangents);
-    for (u32 at = u32(begin) / TILE * TILE; at < end; at += TILE) {
+    for (u32 at = begin / TILE * TILE; at < end; at += TILE) {
         __syncthreads();
         fetch(k, batch, kv_heads, kv, at, keys, others);
         fetch(moved_k, batch, kv_heads, kv, at, keys, tangents);

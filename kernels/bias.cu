@@ -12,6 +12,7 @@ KERNEL(bias_parts, const T *dy, f32 *parts, u64 rows, u32 c) {
     u64 end = first + count < rows ? first + count : rows;
     f32 sum = 0.0f;
     if (column < c)
+#pragma unroll 4
         for (u64 row = first + warp(); row < end; row += WARPS) sum += wide(dy[row * c + column]);
     sums[threadIdx.x] = sum;
     __syncthreads();

@@ -14,11 +14,12 @@ typedef double f64;
 
 #define THREADS 256
 #define WARPS (THREADS / 32)
+#define RESIDENT 1
 
 #ifndef EMULATED
 #define DEVICE __device__ __forceinline__
-// A kernel of blocks of THREADS threads.
-#define KERNEL(name, ...) extern "C" __global__ void __launch_bounds__(THREADS) name(__VA_ARGS__)
+// A kernel of blocks of THREADS threads, of which RESIDENT must find room on a multiprocessor.
+#define KERNEL(name, ...) extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) name(__VA_ARGS__)
 // Shared memory of a size known when it is compiled, and of the size given at the launch.
 #define SHARED(type, name, count) __shared__ __align__(16) type name[count]
 #define DYNAMIC(type, name)                                                                                            \

@@ -41,7 +41,15 @@ KERNEL(compress, const T *x, f32 *held, u64 n, u64 block, u64 key) {
                 f32 up = RANDOM ? uniform(key, i + k) : 0.5f, step = (v[k] - least) * inverse + up;
                 steps[k] = i + k < end && step > 0.0f ? u32(step > MOST ? MOST : step) : 0;
             }
-            if (BITS == 8) {
+            if (i + PACK <= end && is_packed(codes + i) && BITS == 8) {
+                Pack<u8> pack;
+                EACH(k) pack.at[k] = steps[k];
+                *reinterpret_cast<Pack<u8> *>(codes + i) = pack;
+            } else if (i + PACK <= end && u64(codes + i / 2) % 4 == 0 && BITS == 4) {
+                u32 pack = 0;
+                EACH(k) pack |= steps[k] << 4 * k;
+                *reinterpret_cast<u32 *>(codes + i / 2) = pack;
+            } else if (BITS == 8) {
                 EACH(k) if (i + k < end) codes[i + k] = steps[k];
             } else {
 #pragma unroll
@@ -57,6 +65,14 @@ KERNEL(decompress, const f32 *held, T *x, u64 n, u64 block) {
     const u8 *codes = reinterpret_cast<const u8 *>(held + 2 * blocks);
     EACH_PACK(i, n) {
         f32 v[PACK];
+        if (block % PACK == 0 && i + PACK <= n && is_packed(codes)) { // one range for all eight
+            u64 b = i / block;
+            f32 least = held[2 * b], width = held[2 * b + 1];
+            u64 bytes = BITS == 8 ? *reinterpret_cast<const u64 *>(codes + i) : u64(*reinterpret_cast<const u32 *>(codes + i / 2));
+            EACH(k) v[k] = least + width * f32(u32(bytes >> BITS * k) & ((1 << BITS) - 1));
+            store(x, i, n, v);
+            continue;
+        }
         EACH(k) {
             u64 at = i + k < n ? i + k : n - 1, b = at / block;
             u32 step = BITS == 8 ? codes[at] : codes[at / 2] >> (at % 2 * 4) & 15;

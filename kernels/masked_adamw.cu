@@ -62,10 +62,14 @@ KERNEL(threshold_begin, u64 *state, u32 is_first, u64 keep) {
     }
 }
 
-// Counts the digit from bit `shift` on of one tensor's coordinates that begin with the digits found.
+// Counts the digit from bit `shift` on of one tensor's coordinates that begin with the digits found: a block counts for itself first, as most
+// coordinates share few digits.
 KERNEL(threshold_count, const G *gradient, const f32 *m, const f32 *v, const f32 *guard, u64 *state, u64 n, u32 shift, RULE) {
+    SHARED(u32, bins, BINS);
     u32 *counts = reinterpret_cast<u32 *>(state + 2);
     u64 prefix = state[0];
+    for (u32 bin = threadIdx.x; bin < BINS; bin += THREADS) bins[bin] = 0;
+    __syncthreads();
     f32 scale = guard && guard[1] != 0.0f ? guard[0] : 1.0f;
     EACH_PACK(i, n) {
         f32 g[PACK], a[PACK], b[PACK];
@@ -75,17 +79,30 @@ KERNEL(threshold_count, const G *gradient, const f32 *m, const f32 *v, const f32
         EACH(k) if (i + k < n) {
             f32 own = g[k] * scale, direction = ahead(own, a[k], b[k], mean, beta2, square, root, eps, unit);
             u64 rank = rank_of(direction, own) >> shift;
-            if (rank >> DIGIT == prefix) atomicAdd(counts + (rank & (BINS - 1)), 1u);
+            if (rank >> DIGIT == prefix) atomicAdd(bins + (rank & (BINS - 1)), 1u);
         }
     }
+    __syncthreads();
+    for (u32 bin = threadIdx.x; bin < BINS; bin += THREADS)
+        if (bins[bin] > 0) atomicAdd(counts + bin, bins[bin]);
 }
 
-// The digit of the last coordinate that is kept; after the last digit, the threshold.
+// The digit of the last coordinate that is kept; after the last digit, the threshold. Each thread of one block adds up some bins, from the
+// highest down; the one in whose bins the last coordinate lies goes through them.
 KERNEL(threshold_digit, u64 *state, f32 *into, u32 is_last) {
+    SHARED(u64, sums, THREADS);
+    const u32 EACH_TAKES = BINS / THREADS;
     const u32 *counts = reinterpret_cast<const u32 *>(state + 2);
-    if (blockIdx.x > 0 || threadIdx.x > 0) return;
-    u64 left = state[1];
-    u32 bin = BINS - 1;
+    if (blockIdx.x > 0) return;
+    u64 left = state[1], above = 0, mine = 0;
+    u32 bin = BINS - 1 - threadIdx.x * EACH_TAKES;
+    for (u32 k = 0; k < EACH_TAKES; ++k) mine += counts[bin - k];
+    sums[threadIdx.x] = mine;
+    __syncthreads();
+    for (u32 t = 0; t < threadIdx.x; ++t) above += sums[t];
+    bool begins = threadIdx.x == 0 || above < left, ends = threadIdx.x == THREADS - 1 || left <= above + mine;
+    if (!begins || !ends) return;
+    left -= above;
     while (bin > 0 && counts[bin] < left) {
         left -= counts[bin];
         --bin;

@@ -5,32 +5,43 @@
 //
 // Compiled for: T.
 
-// One token a thread: its k experts by falling logit, of equal ones the lower, and their softmax. weights and chosen (N, k)
+// One token a warp: its k experts by falling logit, of equal ones the lower, and their softmax. weights and chosen (N, k)
 KERNEL(route_choose, const T *logits, f32 *weights, u32 *chosen, u64 tokens, u32 experts, u32 k) {
-    for (u64 n = u64(blockIdx.x) * THREADS + threadIdx.x; n < tokens; n += u64(gridDim.x) * THREADS) {
+    for (u64 n = u64(blockIdx.x) * WARPS + warp(); n < tokens; n += u64(gridDim.x) * WARPS) {
         const T *row = logits + n * experts;
-        f32 *w = weights + n * k;
-        u32 *c = chosen + n * k;
+        f32 *w = weights + n * k, top = 0.0f, sum = 0.0f;
         for (u32 rank = 0; rank < k; ++rank) {
+            // Each lane's best of those not taken, then the warp's.
             u32 best = experts;
             f32 most = 0.0f;
-            for (u32 e = 0; e < experts; ++e) {
-                bool taken = false;
-                for (u32 before = 0; before < rank; ++before) taken = taken || c[before] == e;
+            for (u32 e = lane(); e < experts; e += 32) {
                 f32 logit = wide(row[e]);
+                bool taken = false;
+                for (u32 before = 0; before < rank; ++before) taken = taken || chosen[n * k + before] == e;
                 if (taken || (best < experts && !(logit > most))) continue;
                 best = e;
                 most = logit;
             }
-            c[rank] = best;
-            w[rank] = most;
+#pragma unroll
+            for (u32 apart = 16; apart > 0; apart /= 2) {
+                u32 other = __shfl_xor_sync(~0u, best, apart);
+                f32 logit = __shfl_xor_sync(~0u, most, apart);
+                bool better = best == experts || (other < experts && (logit > most || (logit == most && other < best)));
+                best = better ? other : best;
+                most = better ? logit : most;
+            }
+            best = __shfl_sync(~0u, best, 0); // where a logit is no number, lanes may differ
+            most = __shfl_sync(~0u, most, 0);
+            if (rank == 0) top = most;
+            f32 share = expf(most - top);
+            sum += share;
+            if (lane() == 0) {
+                chosen[n * k + rank] = best;
+                w[rank] = share;
+            }
+            __syncwarp();
         }
-        f32 top = w[0], sum = 0.0f;
-        for (u32 rank = 0; rank < k; ++rank) {
-            w[rank] = expf(w[rank] - top);
-            sum += w[rank];
-        }
-        for (u32 rank = 0; rank < k; ++rank) w[rank] /= sum;
+        for (u32 rank = lane(); rank < k; rank += 32) w[rank] /= sum;
     }
 }
 

@@ -134,6 +134,7 @@ KERNEL(norm_parameters, const T *dy, const T *x, const f32 *stats, G *dw, G *db,
     u64 end = first + count < rows ? first + count : rows;
     f32 weight = 0.0f, bias = 0.0f;
     if (column < c)
+#pragma unroll 4
         for (u64 row = first + warp(); row < end; row += WARPS) {
             f32 g = wide(dy[row * c + column]), v = wide(x[row * c + column]);
             f32 normal = MEANS ? (v - stats[2 * row]) * stats[2 * row + 1] : v * stats[row];

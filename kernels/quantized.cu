@@ -8,6 +8,12 @@
 #define NF4_DOUBLE 1
 #define INT8 2
 
+// The range of a block of elements.
+DEVICE f32 most_of(const f32 *map, const void *absmax, const f32 *nested, const f32 *offset, u64 share) {
+    if (FORMAT == NF4_DOUBLE) return map[static_cast<const u8 *>(absmax)[share]] * nested[share / 256] + offset[0];
+    return static_cast<const f32 *>(absmax)[share];
+}
+
 // Elements (rows, width) of a weight with `columns` to a row, from element `first` on, into a contiguous panel. `block` elements share an absmax
 KERNEL(dequantize, const u8 *codes, const void *absmax, const f32 *nested, const f32 *offset, T *panel, u64 rows, u64 width,
        u64 first, u64 columns, u64 block) {
@@ -22,21 +28,30 @@ KERNEL(dequantize, const u8 *codes, const void *absmax, const f32 *nested, const
         for (u32 i = 0; i < 16; ++i) table[i] = CODE[i];
     }
     __syncthreads();
-    u64 packs = (width + PACK - 1) / PACK;
-    for (u64 item = u64(blockIdx.x) * THREADS + threadIdx.x; item < rows * packs; item += u64(gridDim.x) * THREADS) {
-        u64 row = item / packs, i = item % packs * PACK, from = first + row * columns + i;
+    u32 packs = u32((width + PACK - 1) / PACK), items = u32(rows) * packs;
+    for (u32 item = blockIdx.x * THREADS + threadIdx.x; item < items; item += gridDim.x * THREADS) {
+        u64 row = item / packs, i = u64(item % packs) * PACK, from = first + row * columns + i;
         f32 v[PACK];
+        // Eight codes that lie side by side and share a range are read at once.
+        if (block % PACK == 0 && from % PACK == 0 && i + PACK <= width) {
+            f32 most = most_of(map, absmax, nested, offset, from / block);
+            if (FORMAT == INT8) {
+                Pack<u8> bytes = *reinterpret_cast<const Pack<u8> *>(codes + from);
+                EACH(k) v[k] = f32(static_cast<signed char>(bytes.at[k])) * most * 7.874016e-3f;
+            } else {
+                u32 bytes = *reinterpret_cast<const u32 *>(codes + from / 2);
+                EACH(k) v[k] = table[bytes >> (k / 2 * 8 + (k % 2 ? 0 : 4)) & 15] * most;
+            }
+            store(panel + row * width, i, width, v);
+            continue;
+        }
         EACH(k) {
             u64 at = from + k, share = at / block;
             if (i + k >= width) {
                 v[k] = 0.0f;
                 continue;
             }
-            f32 most;
-            if (FORMAT == NF4_DOUBLE)
-                most = map[static_cast<const u8 *>(absmax)[share]] * nested[share / 256] + offset[0];
-            else
-                most = static_cast<const f32 *>(absmax)[share];
+            f32 most = most_of(map, absmax, nested, offset, share);
             if (FORMAT == INT8) {
                 v[k] = f32(static_cast<signed char>(codes[at])) * most * 7.874016e-3f;
             } else {

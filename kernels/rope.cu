@@ -32,10 +32,9 @@ KERNEL(rope, const T *x, T *y, u32 batch, u32 seq, u64 first, u32 heads, u32 wid
         }
         __syncthreads();
         u32 each = packs + (x == y ? 0 : rest_packs);
-        for (u64 item = threadIdx.x; item < u64(batch) * heads * each; item += THREADS) {
-            u64 row = item / each / heads * seq + position;
-            u64 start = row * heads * width + item / each % heads * width;
-            u32 i = u32(item % each) * PACK;
+        for (u32 item = threadIdx.x; item < batch * heads * each; item += THREADS) {
+            u32 head = item / each, i = item % each * PACK;
+            u64 row = u64(head / heads) * seq + position, start = (row * heads + head % heads) * width;
             if (i / PACK >= packs) { // what is not rotated
                 f32 v[PACK];
                 load(x + start + dims, i - packs * PACK, rest, v);

@@ -93,6 +93,22 @@ KERNEL(lion, const G *gradient, P *parameter, f32 *master, M *momentum, const f3
     }
 }
 
+// Eight moments of a byte each, cut at n; i is a multiple of eight.
+typedef Pack<u8> Codes;
+DEVICE Codes codes_at(const u8 *x, u64 i, u64 n) {
+    Codes codes = {};
+    if (i + PACK <= n && is_packed(x)) return *reinterpret_cast<const Codes *>(x + i);
+    EACH(k) if (i + k < n) codes.at[k] = x[i + k];
+    return codes;
+}
+DEVICE void put_codes(u8 *x, u64 i, u64 n, const Codes &codes) {
+    if (i + PACK <= n && is_packed(x)) {
+        *reinterpret_cast<Codes *>(x + i) = codes;
+    } else {
+        EACH(k) if (i + k < n) x[i + k] = codes.at[k];
+    }
+}
+
 // AdamW with moments of a byte each: a warp takes 256 elements, which share a scale.
 KERNEL(adamw8bit, const G *gradient, P *parameter, f32 *master, u8 *m, u8 *v, f32 *m_scale, f32 *v_scale, const f32 *guard,
        u64 n, f32 keep, f32 mean, f32 beta2, f32 square, f32 root, f32 eps, f32 rate) {
@@ -110,10 +126,11 @@ KERNEL(adamw8bit, const G *gradient, P *parameter, f32 *master, u8 *m, u8 *v, f3
         f32 g[PACK], w[PACK], a[PACK], b[PACK], most_a = 0.0f, most_b = 0.0f;
         load_both(gradient, parameter, master, coefficient, i, n, g, w);
         f32 a_scale = m_scale[block], b_scale = v_scale[block];
+        Codes a_codes = codes_at(m, i, n), b_codes = codes_at(v, i, n);
         EACH(k) {
             bool inside = i + k < n;
-            a[k] = inside ? means[m[i + k]] * a_scale : 0.0f;
-            b[k] = inside ? squares[v[i + k]] * b_scale : 0.0f;
+            a[k] = inside ? means[a_codes.at[k]] * a_scale : 0.0f;
+            b[k] = inside ? squares[b_codes.at[k]] * b_scale : 0.0f;
             a[k] += mean * (g[k] - a[k]);
             b[k] = beta2 * b[k] + square * g[k] * g[k];
             f32 step = a[k] / (sqrtf(b[k]) * root + eps);
@@ -123,10 +140,12 @@ KERNEL(adamw8bit, const G *gradient, P *parameter, f32 *master, u8 *m, u8 *v, f3
         }
         most_a = warp_max(most_a);
         most_b = warp_max(most_b);
-        EACH(k) if (i + k < n) {
-            m[i + k] = dynamic_code(mean_middles, most_a > 0.0f ? a[k] / most_a : 0.0f);
-            v[i + k] = dynamic_code(square_middles, most_b > 0.0f ? b[k] / most_b : 0.0f);
+        EACH(k) {
+            a_codes.at[k] = dynamic_code(mean_middles, most_a > 0.0f ? a[k] / most_a : 0.0f);
+            b_codes.at[k] = dynamic_code(square_middles, most_b > 0.0f ? b[k] / most_b : 0.0f);
         }
+        put_codes(m, i, n, a_codes);
+        put_codes(v, i, n, b_codes);
         if (lane() == 0) {
             m_scale[block] = most_a;
             v_scale[block] = most_b;

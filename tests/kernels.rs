@@ -319,7 +319,7 @@ macro_rules! agreement {
     };
 }
 
-agreement!(activation adafactor attention bias compress cross_entropy direction dropout elementwise embedding gemm guard masked_adamw moe norm prepend quantized rope sparse update);
+agreement!(activation adafactor attention attention_mma bias compress cross_entropy direction dropout elementwise embedding gemm guard masked_adamw moe norm prepend quantized rope sparse update);
 
 #[test]
 fn every_file_of_kernels_is_held_to_definitions() {
@@ -375,27 +375,66 @@ fn every_module_is_written_out() {
     }
 }
 
+/// How many of `schedules` show that the last kernel of the first sample that is `chosen` has `instead` where its text has `place`.
+fn found_without(
+    chosen: impl Fn(&Sample) -> bool,
+    (place, instead): (&str, &str),
+    schedules: u64,
+) -> usize {
+    let all = samples();
+    let sample = all.iter().find(|s| chosen(s)).unwrap();
+    let launches = sample.launches();
+    let launch = launches.last().unwrap();
+    let text = launch.text();
+    assert_eq!(text.matches(place).count(), 1, "{place}");
+    let broken = text.replace(place, instead);
+    let emulators = BTreeMap::from([(launch.stem, Emulator::of_text(launch, &broken))]);
+    let wanted = sample.on_cpu(0);
+    let shows = |schedule: &u64| {
+        let ran = sample.on_emulator(&emulators, 0, *schedule);
+        ran.and_then(|got| sample.compare(&got, &wanted)).is_err()
+    };
+    (0..schedules).filter(shows).count()
+}
+
 /// The RMSNorm of long rows, without the barrier between a warp's sum and its reader.
 #[test]
 fn a_missing_barrier_is_found() {
     if let Err(reason) = compiler() {
         return println!("{reason}");
     }
-    let all = samples();
-    let long = |s: &&Sample| s.op.name() == "rms_norm" && s.inputs[0].0.columns() == 4096;
-    let sample = all.iter().find(long).unwrap();
-    let launch = &sample.launches()[0];
-    let barrier = "if (lane() == 0) room[warp()] = x;\n    __syncthreads();";
-    let text = launch.text();
-    assert!(text.contains(barrier));
-    let text = text.replace(barrier, "if (lane() == 0) room[warp()] = x;");
-    let broken = Emulator::of_text(launch, &text);
-    let emulators = BTreeMap::from([(launch.stem, broken)]);
-    let wanted = sample.on_cpu(0);
-    let found = (0..20).filter(|&schedule| {
-        let ran = sample.on_emulator(&emulators, 0, schedule);
-        ran.and_then(|got| sample.compare(&got, &wanted)).is_err()
-    });
-    let found = found.count();
+    let long = |s: &Sample| s.op.name() == "rms_norm" && s.inputs[0].0.columns() == 4096;
+    let place = "    if (lane() == 0) room[warp()] = x;\n    __syncthreads();\n    x = room[0];\n#pragma unroll\n    for (u32 w = 1; w < WARPS; ++w) x += room[w];";
+    let instead = place.replace("    __syncthreads();\n", "");
+    let found = found_without(long, (place, &instead), 20);
     assert!(found >= 18, "only {found} of 20 schedules show it");
+}
+
+/// Products and attention on tensor cores, without one barrier or one wait for the copies into their tiles.
+#[test]
+fn a_missing_barrier_or_wait_for_a_tile_of_tensor_cores_is_found() {
+    if let Err(reason) = compiler() {
+        return println!("{reason}");
+    }
+    let half = |s: &Sample, name: &str| s.op.name() == name && s.inputs[0].0.dtype == DType::Bf16;
+    let product = |s: &Sample| half(s, "linear") && s.inputs[0].0.columns() == 64;
+    let forward = |s: &Sample| half(s, "flash_attention");
+    let backward = |s: &Sample| half(s, "flash_attention_backward");
+    let steps = "wait_copies<STAGES - 2>();\n            __syncthreads();";
+    let keys = "wait_copies<0>();\n        __syncthreads(); // keys are there";
+    let values = "wait_copies<0>();\n        __syncthreads(); // values are there";
+    let turns = "wait_copies<0>();\n        __syncthreads(); // this turn's tiles";
+    let found = |chosen: &dyn Fn(&Sample) -> bool, place: &str| {
+        for line in ["__syncthreads();", place.split('\n').next().unwrap()] {
+            let found = found_without(chosen, (place, &place.replace(line, "")), 5);
+            assert!(
+                found >= 4,
+                "{place} without {line}: only {found} of 5 schedules show it"
+            );
+        }
+    };
+    found(&product, steps);
+    found(&forward, keys);
+    found(&forward, values);
+    found(&backward, turns);
 }

@@ -114,11 +114,20 @@ struct Fiber {
 
 enum State { READY, EXCHANGE, BARRIER, DONE };
 
+// A copy into shared memory that has started and is not there yet.
+struct Copy {
+    unsigned char *to;
+    unsigned char bytes[16];
+    unsigned group;
+};
+
 struct Thread {
     Fiber fiber;
     State state;
     Dim3 at;
     unsigned exchanges; // how many it has taken part in
+    unsigned groups;    // of copies that are closed
+    std::vector<Copy> copies;
 };
 
 // What a lane brings to an exchange.
@@ -200,6 +209,68 @@ inline const Deposit *exchange(const void *bytes, size_t size) {
     return deposits;
 }
 
+// cp.async: zeros behind `count` bytes. By chance it is there at once or when it is waited for, so that both a missing wait and a copy over
+// what is still read show.
+inline void copy_async(void *to, const void *from, size_t count, size_t size) {
+    if (reinterpret_cast<uintptr_t>(to) % size || (count && reinterpret_cast<uintptr_t>(from) % size)) return fail("a copy that is not aligned");
+    Copy copy = {static_cast<unsigned char *>(to), {}, thread().groups};
+    if (count) memcpy(copy.bytes, from, count);
+    if (block()->draw() % 2)
+        memcpy(copy.to, copy.bytes, size);
+    else
+        thread().copies.push_back(copy);
+}
+inline void close_copies() { ++thread().groups; }
+inline void wait_copies(unsigned left) {
+    Thread &me = thread();
+    std::vector<Copy> open;
+    for (const Copy &copy : me.copies)
+        if (copy.group + left < me.groups)
+            memcpy(copy.to, copy.bytes, sizeof copy.bytes);
+        else
+            open.push_back(copy);
+    me.copies = open;
+}
+
+// ldmatrix.x4: lane 8 i + r brings row r of matrix i.
+inline void fetch_matrices(uint32_t (&into)[4], const void *row, bool across) {
+    if (reinterpret_cast<uintptr_t>(row) % 16) return fail("a matrix that is not aligned");
+    const Deposit *all = exchange(row, 16);
+    unsigned lane = block()->current % LANES;
+    for (unsigned i = 0; i < 4; ++i) {
+        uint16_t two[2];
+        for (unsigned k = 0; k < 2; ++k) {
+            unsigned r = across ? lane % 4 * 2 + k : lane / 4, c = across ? lane / 4 : lane % 4 * 2 + k;
+            memcpy(&two[k], all[8 * i + r].bytes + 2 * c, 2);
+        }
+        into[i] = uint32_t(two[0]) | uint32_t(two[1]) << 16;
+    }
+}
+
+// mma.m16n8k16 as PTX lays its fragments out: element (r, k) of the left operand and (k, c) of the right one are looked up where their lanes
+// hold them. Sums are exact to f64; a device adds in an order of its own.
+template <class W> inline void multiply_add(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, W wide) {
+    uint32_t mine[6] = {a[0], a[1], a[2], a[3], b0, b1};
+    const Deposit *all = exchange(mine, sizeof mine);
+    unsigned lane = block()->current % LANES;
+    auto half = [&](unsigned from, unsigned word, unsigned k) {
+        uint16_t bits;
+        memcpy(&bits, all[from].bytes + 4 * word + 2 * (k % 2), 2);
+        return double(wide(bits));
+    };
+    double left[2][16], right[16][2];
+    for (unsigned k = 0; k < 16; ++k)
+        for (unsigned i = 0; i < 2; ++i) {
+            left[i][k] = half(lane / 4 * 4 + k % 8 / 2, i + k / 8 * 2, k);
+            right[k][i] = half((lane % 4 * 2 + i) * 4 + k % 8 / 2, 4 + k / 8, k);
+        }
+    for (unsigned i = 0; i < 4; ++i) {
+        double total = sum[i];
+        for (unsigned k = 0; k < 16; ++k) total += left[i / 2][k] * right[k][i % 2];
+        sum[i] = float(total);
+    }
+}
+
 // Runs the lanes of a warp until all stand at a block barrier or are done.
 inline void run_warp(Block &b, unsigned warp) {
     unsigned first = warp * LANES, count = std::min<unsigned>(LANES, b.threads.size() - first);
@@ -229,6 +300,8 @@ inline void run_block(Block &b) {
         t.at = {i % b.size.x, i / b.size.x % b.size.y, i / b.size.x / b.size.y};
         t.state = READY;
         t.exchanges = 0;
+        t.groups = 0;
+        t.copies.clear();
         t.fiber.begin(b.stacks.data() + i * STACK, run_thread);
     }
     b.shared.clear();

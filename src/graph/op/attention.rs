@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use super::attention_backward::{Gradients, Saved, slot};
 use super::attention_tangent::give_tangent;
-use super::kernel::{Argument, Call, Kernel, Launch, input, output};
-use super::scores::{self, Dropout};
+use super::kernel::{Argument, Call, Kernel, input, output};
+use super::scores::{self, AttentionKernel, Dropout};
 use super::tile::{Cut, Heads, TileMut, carve, product, run_all, slot_of, widened};
 use super::{Element, Io, Op, Output, Work, exactly, expect, expect_inputs, simd, traffic};
 use crate::error::Result;
@@ -286,7 +286,7 @@ pub(super) fn slots(size: usize, backend: Backend) -> Bytes {
 pub(super) fn forward_kernel(shape: &AttentionShape, call: &Call, left: [Argument; 2]) -> Kernel {
     let saved = left[1] != Argument::Null;
     let rows = (shape.seq, shape.heads);
-    let Some(launch) = shape.launch("attention_forward", rows, (2, 1), call, saved) else {
+    let Some(launch) = shape.launch(AttentionKernel::Forward, rows, call, saved) else {
         return Kernel::Missing;
     };
     let launch = launch.given([input(0), input(1), input(2), output(0)]);
@@ -301,28 +301,34 @@ pub(super) fn backward_kernel(
     out: Argument,
     saved: [Argument; 2],
 ) -> Kernel {
+    let is_saved = saved[1] != Argument::Null;
     let (queries, keys) = ((shape.seq, shape.heads), (shape.keys(), shape.kv_heads));
-    let launch = |entry, rows, room| {
-        let launch = shape.launch(entry, rows, room, call, saved[1] != Argument::Null);
-        launch.map(|launch: Launch| launch.given([input(0)]))
+    let launch = |kernel, rows| {
+        let launch = shape.launch(kernel, rows, call, is_saved)?;
+        Some(launch.given([input(0)]))
     };
-    let all = [
-        launch("attention_deltas", queries, (2, 0))
-            .map(|l| l.given([input(3), out, saved[1], output(0)])),
-        launch("attention_keys", keys, (4, 2)).map(|l| {
-            let l = l.given([input(1), input(2), input(3)]).given(saved);
-            l.given([output(0), output(1), output(2)])
-        }),
-        launch("attention_queries", queries, (4, 2)).map(|l| {
-            let l = l.given([input(1), input(2), input(3)]).given(saved);
-            l.given([output(0)])
-        }),
-    ];
-    let with_shape = |launch: Option<Launch>| Some(launch?.given(shape.arguments(call)));
-    match all.into_iter().map(with_shape).collect::<Option<Vec<_>>>() {
-        Some(launches) => Kernel::all(launches),
-        None => Kernel::Missing,
-    }
+    let make = || {
+        let deltas = launch(AttentionKernel::Deltas, queries)?;
+        let deltas = match is_saved {
+            true => {
+                let deltas = deltas.given([input(3), saved[1], output(0)]);
+                deltas.given(shape.arguments(call))
+            }
+            false => shape.deltas_along(deltas, out),
+        };
+        let rest = [
+            (AttentionKernel::Keys, keys, 3),
+            (AttentionKernel::Queries, queries, 1),
+        ];
+        let mut all = vec![deltas];
+        for (kernel, rows, outputs) in rest {
+            let launch = launch(kernel, rows)?.given([1, 2, 3].map(input));
+            let launch = launch.given(saved).given((0..outputs).map(output));
+            all.push(launch.given(shape.arguments(call)));
+        }
+        Some(Kernel::all(all))
+    };
+    make().unwrap_or(Kernel::Missing)
 }
 
 /// Two products and a softmax over the pairs that are seen.

@@ -6,7 +6,7 @@ use super::attention::{Block, QUERIES, slots, within};
 use super::flash::KEYS;
 use super::gemm::Mat;
 use super::kernel::{Call, Kernel, input, output};
-use super::scores::{self, AttentionShape, Dropout};
+use super::scores::{self, AttentionKernel, AttentionShape, Dropout};
 use super::simd::{self, vectorized};
 use super::tile::{Heads, TileMut, carve, pieces, product, run_all, slot_of, widened};
 use super::{Element, Io, Op, Output, Work, expect, expect_inputs, traffic};
@@ -95,7 +95,9 @@ impl Op for AttentionTangent {
     }
     fn cuda(&self, call: &Call) -> Kernel {
         let rows = (self.shape.seq, self.shape.heads);
-        let launch = self.shape.launch(self.name(), rows, (4, 2), call, false);
+        let launch = self
+            .shape
+            .launch(AttentionKernel::Tangent, rows, call, false);
         launch.map_or(Kernel::Missing, |launch| {
             let launch = launch.given((0..7).map(input)).given([output(0)]);
             Kernel::one(launch.given(self.shape.arguments(call)))

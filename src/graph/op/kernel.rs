@@ -64,7 +64,8 @@ pub struct Launch {
     /// Blocks; a launch with a zero here is left out.
     pub grid: [u32; 3],
     /// Bytes of dynamic shared memory. Above 48 KiB a machine must allow the function as much
-    /// (`CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES`); none asks for more than 96 KiB.
+    /// (`CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES`); none asks for more than 97 KiB, of the 99 that every GPU from
+    /// compute capability 8.0 on gives a block.
     pub shared: u32,
     /// The parameters, in order. Blocks have [`THREADS`] threads.
     pub arguments: Vec<Argument>,
@@ -152,7 +153,20 @@ pub struct Matrix {
 const SOURCES: &[(&str, &str)] = &[
     ("activation", include_str!("../../../kernels/activation.cu")),
     ("adafactor", include_str!("../../../kernels/adafactor.cu")),
-    ("attention", include_str!("../../../kernels/attention.cu")),
+    (
+        "attention",
+        concat!(
+            include_str!("../../../kernels/attention.cuh"),
+            include_str!("../../../kernels/attention.cu")
+        ),
+    ),
+    (
+        "attention_mma",
+        concat!(
+            include_str!("../../../kernels/attention.cuh"),
+            include_str!("../../../kernels/attention_mma.cu")
+        ),
+    ),
     ("bias", include_str!("../../../kernels/bias.cu")),
     ("compress", include_str!("../../../kernels/compress.cu")),
     (
@@ -182,7 +196,10 @@ const SOURCES: &[(&str, &str)] = &[
 ];
 
 /// What every kernel's text begins with.
-const COMMON: &str = include_str!("../../../kernels/common.cuh");
+const COMMON: &str = concat!(
+    include_str!("../../../kernels/common.cuh"),
+    include_str!("../../../kernels/tensor.cuh")
+);
 
 /// Stems of all files of kernels.
 pub fn stems() -> impl Iterator<Item = &'static str> {
@@ -328,18 +345,19 @@ impl Gemm {
 
     /// The same product by our own kernel, which takes any formats and strides.
     pub fn launch(&self) -> Launch {
-        const TILE: u64 = 64;
+        const TILE: u64 = 128;
         let flag = |on: bool| Argument::U32(u32::from(on));
         Launch::new("gemm", "gemm")
             .format("A", self.a.dtype)
             .format("B", self.b.dtype)
             .format("D", self.d.dtype)
+            .define("A_TRANSPOSED", u32::from(self.a.transposed))
+            .define("B_TRANSPOSED", u32::from(self.b.transposed))
             .grid(self.n.div_ceil(TILE), self.m.div_ceil(TILE), 1)
             .given([self.a.at.into(), self.b.at.into(), self.d.at.into()])
             .given([self.bias.map_or(Argument::Null, Argument::Pointer)])
             .given([self.m, self.n, self.k].map(Argument::U64))
             .given([self.a.stride, self.b.stride, self.d.stride].map(Argument::U64))
-            .given([flag(self.a.transposed), flag(self.b.transposed)])
             .given([self.alpha.into(), flag(self.accumulate)])
     }
 }

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::kernel::{Call, Kernel, Launch, THREADS, input, output};
+use super::kernel::{Call, Kernel, Launch, input, output};
 use super::{Element, Io, Op, Output, Work, expect, expect_inputs, summed, traffic};
 use crate::error::Result;
 use crate::graph::backward::Backward;
@@ -45,7 +45,7 @@ fn launch(entry: &'static str, format: DType, gradient: DType, count: u64) -> La
     Launch::new("prepend", entry)
         .format("T", format)
         .format("G", gradient)
-        .blocks(count.div_ceil(u64::from(THREADS)))
+        .elements(count)
 }
 
 /// Work that is only moved bytes.

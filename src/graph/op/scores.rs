@@ -3,7 +3,7 @@
 use std::fmt;
 use std::ops::Range;
 
-use super::kernel::{Argument, Call, Launch};
+use super::kernel::{Argument, Call, Launch, THREADS, output};
 use super::simd::{self, max_of, sum_of, sum_of_triples, vectorized};
 use super::{Element, Scalars};
 use crate::error::Result;
@@ -58,6 +58,69 @@ impl fmt::Debug for AttentionShape {
     }
 }
 
+/// Kernels of attention that go tile by tile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum AttentionKernel {
+    /// The forward pass.
+    Forward,
+    /// Sums of probabilities and their gradients, where probabilities are saved.
+    Deltas,
+    /// Gradients of keys and values.
+    Keys,
+    /// Gradients of queries.
+    Queries,
+    /// The tangent.
+    Tangent,
+}
+
+/// Rows of a tile of `attention.cu`.
+fn plain_tile(width: u64) -> u64 {
+    if width > 128 { 16 } else { 32 }
+}
+
+impl AttentionKernel {
+    fn entry(self) -> &'static str {
+        match self {
+            AttentionKernel::Forward => "attention_forward",
+            AttentionKernel::Deltas => "attention_deltas",
+            AttentionKernel::Keys => "attention_keys",
+            AttentionKernel::Queries => "attention_queries",
+            AttentionKernel::Tangent => "attention_tangent",
+        }
+    }
+
+    /// Shared memory in `attention.cu`: tiles of columns of a head and tiles of scores, in f32.
+    fn plain(self, width: u64) -> u64 {
+        let (columns, scores) = match self {
+            AttentionKernel::Forward => (2, 1),
+            AttentionKernel::Deltas => (2, 0),
+            _ => (4, 2),
+        };
+        let tile = plain_tile(width);
+        (columns * tile * (width + 1) + scores * tile * tile) * 4
+    }
+
+    /// Rows of a block in `attention_mma.cu`.
+    fn rows(self, width: u64) -> u64 {
+        let backward = matches!(self, AttentionKernel::Keys | AttentionKernel::Queries);
+        if backward && width > 128 { 64 } else { 128 }
+    }
+
+    /// Shared memory in `attention_mma.cu`: 16-bit rows of the block and of two tiles of the other side, with 8 bytes a query for keys.
+    fn staged(self, width: u64) -> u64 {
+        let wide = width > 128;
+        let forward = self.rows(width) + 2 * if width > 192 { 32 } else { 64 };
+        let others = if wide { 16 } else { 32 };
+        let backward = 2 * self.rows(width) + 4 * others;
+        let row = width.next_multiple_of(16) * 2;
+        match self {
+            AttentionKernel::Keys => backward * row + 2 * others * 8,
+            AttentionKernel::Queries => backward * row,
+            _ => forward * row,
+        }
+    }
+}
+
 impl AttentionShape {
     /// Keys of a sequence (P + T).
     pub fn keys(&self) -> u64 {
@@ -100,36 +163,55 @@ impl AttentionShape {
         14 + cap + drop
     }
 
-    /// A launch of `attention.cu` without arguments: tiles of `rows` rows for each of `heads` heads of each sequence, with so many tiles of
-    /// columns of a head and of scores in shared memory; and the side of a tile. Nothing where a head is too wide or too narrow for the kernels.
+    /// A launch of the kernel of either file of attention without arguments: tiles of rows for each of `heads` heads of each sequence.
+    /// Nothing where a head is too wide or too narrow for the kernels.
     pub(super) fn launch(
         &self,
-        entry: &'static str,
+        kernel: AttentionKernel,
         (rows, heads): (u64, u64),
-        (columns, scores): (u64, u64),
         call: &Call,
         saved: bool,
     ) -> Option<Launch> {
         let width = self.head_dim;
-        let tile = if width > 128 { 16 } else { 32 };
         // A head's row of dq must hold an f32 while it is not made.
-        let fits = (2..=320).contains(&width) && self.keys() < u64::from(u32::MAX);
-        let launch = Launch::new("attention", entry)
+        let fits = (2..=320).contains(&width) && self.keys() < 1 << 31;
+        let tensor = call.format(0).is_half() && width <= 256 && kernel != AttentionKernel::Tangent;
+        let (stem, tile, shared) = match tensor {
+            true => ("attention_mma", kernel.rows(width), kernel.staged(width)),
+            false => ("attention", plain_tile(width), kernel.plain(width)),
+        };
+        let launch = Launch::new(stem, kernel.entry())
             .format("T", call.format(0))
             .define("SAVED", u32::from(saved))
-            .define("HEAD", width)
-            .define("TILE", tile)
-            .grid(rows.div_ceil(tile), heads, self.batch)
-            .shared((columns * tile * (width + 1) + scores * tile * tile) * 4);
-        fits.then_some(launch)
+            .define("HEAD", width);
+        let launch = match tensor {
+            true => launch,
+            false => launch.define("TILE", tile),
+        };
+        let launch = launch.grid(rows.div_ceil(tile), heads, self.batch);
+        fits.then_some(launch.shared(shared))
     }
 
-    /// The last arguments of all kernels of `attention.cu`.
+    /// The launch of deltas in its simpler form, over a saved output: each row of q by some threads.
+    pub(super) fn deltas_along(&self, tiles: Launch, out: Argument) -> Launch {
+        let rows = self.batch * self.seq * self.heads;
+        let mut launch = tiles.shared(0).given([out, output(0), rows.into()]);
+        launch.entry = "attention_along";
+        let threads = match self.head_dim {
+            129.. => 32,
+            65.. => 16,
+            33.. => 8,
+            _ => 4,
+        };
+        launch.blocks(rows.div_ceil(u64::from(THREADS) / threads))
+    }
+
+    /// The last arguments of all kernels of attention.
     pub(super) fn arguments(&self, call: &Call) -> Vec<Argument> {
         let sizes = [self.seq, self.keys(), self.past, self.heads, self.kv_heads];
         let sizes = sizes.map(|n| Argument::U32(n as u32)).into_iter();
         let dropout = Dropout::new(self, call.key, call.scalars);
-        let window = self.window.unwrap_or(self.keys());
+        let window = self.window.unwrap_or(u64::MAX).min(self.keys()) as u32;
         let cap = self.softcap.unwrap_or(0.0) as f32;
         let rest = [
             u32::from(self.causal).into(),

@@ -41,6 +41,43 @@ pub fn shapes() -> Vec<AttentionShape> {
     ]
 }
 
+/// Heads as models have them, one shape each, in the formats of tensor cores: lengths that end within tiles and go on over several.
+fn heads() -> Vec<AttentionShape> {
+    let shape = |head_dim, seq, past, heads, kv_heads| AttentionShape {
+        batch: 1,
+        seq,
+        past,
+        heads,
+        kv_heads,
+        head_dim,
+        causal: true,
+        window: None,
+        scale: 1.0 / (head_dim as f64).sqrt(),
+        softcap: None,
+        dropout: 0.0,
+    };
+    let mut all = vec![
+        shape(64, 150, 0, 2, 1),
+        shape(80, 65, 3, 1, 1),
+        shape(96, 129, 0, 1, 1),
+        shape(128, 140, 0, 1, 1),
+        shape(256, 70, 0, 1, 1),
+    ];
+    (all[0].window, all[0].softcap) = (Some(40), Some(2.0));
+    (all[3].causal, all[3].dropout) = (false, 0.2);
+    all
+}
+
+/// How near gradients must be. Tensor cores take probabilities and gradients of scores rounded to the format, which adds as much again as
+/// rounding results does, and more where terms cancel.
+fn near_gradients(dtype: DType) -> Near {
+    match dtype {
+        DType::F32 => Near::Within(1e-5),
+        DType::Bf16 => Near::Within(1.0 / 64.0),
+        _ => Near::Within(1.0 / 512.0),
+    }
+}
+
 /// Numbers between 0 and 1 where a query sees a key (B heads T, P + T).
 fn probabilities(shape: &AttentionShape) -> Vec<f32> {
     let rows = (shape.batch * shape.heads * shape.seq) as usize;
@@ -57,7 +94,12 @@ fn probabilities(shape: &AttentionShape) -> Vec<f32> {
 }
 
 pub fn attention(all: &mut Vec<Sample>, dtype: DType) {
-    for shape in shapes() {
+    let mut all_shapes = shapes();
+    // Each head in one of the two formats, and both in every shape above.
+    let own = heads().into_iter().enumerate();
+    let own = own.filter(|(i, _)| [DType::Bf16, DType::F16][i % 2] == dtype);
+    all_shapes.extend(own.map(|(_, shape)| shape));
+    for shape in all_shapes {
         let s = &shape;
         let q = [s.batch * s.seq, s.heads * s.head_dim];
         let k = [s.batch * s.keys(), s.kv_heads * s.head_dim];
@@ -77,6 +119,7 @@ pub fn attention(all: &mut Vec<Sample>, dtype: DType) {
             shape: shape.clone(),
         };
         let probs = Fill::Bytes(bytes_of(&probabilities(s), dtype));
+        let near = near_gradients(dtype);
         let sample = qkv(Sample::new(op, near).normal(&q, dtype));
         all.push(sample.with(&[rows, s.keys()], dtype, probs));
         let op = FlashAttentionBackward {

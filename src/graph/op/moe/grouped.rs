@@ -237,12 +237,14 @@ impl Experts {
         d: Matrix,
         accumulate: bool,
     ) -> Launch {
-        const TILE: u64 = 64;
+        const TILE: u64 = 128;
         let flag = |on: bool| Argument::U32(u32::from(on));
         Launch::new("gemm", "grouped")
             .format("A", a.dtype)
             .format("B", b.dtype)
             .format("D", d.dtype)
+            .define("A_TRANSPOSED", u32::from(a.transposed))
+            .define("B_TRANSPOSED", u32::from(b.transposed))
             .grid(n.div_ceil(TILE), m.div_ceil(TILE), self.count)
             .given([a.at.into(), b.at.into(), d.at.into(), self.offsets])
             .given([
@@ -251,7 +253,7 @@ impl Experts {
                 flag(self.summed),
             ])
             .given([m, n, k, a.stride, b.stride, d.stride].map(Argument::U64))
-            .given([flag(a.transposed), flag(b.transposed), flag(accumulate)])
+            .given([flag(accumulate)])
     }
 }
 

@@ -120,7 +120,7 @@ impl Op for Route {
     }
     fn cuda(&self, call: &Call) -> Kernel {
         let (tokens, slots) = (call.inputs[0].rows(), call.outputs[1].elements());
-        let choose = tokens_launch("route_choose", call.format(0), tokens);
+        let choose = tokens_launch("route_choose", call.format(0), tokens * 32); // a warp each
         let choose = choose.given([input(0), output(0), output(3), tokens.into()]);
         let choose = choose.given([self.experts, self.top_k].map(|n| (n as u32).into()));
         let sort = Launch::new("moe", "route_sort").format("T", call.format(0));

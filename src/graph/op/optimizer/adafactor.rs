@@ -3,9 +3,7 @@
 use super::adafactor_sizes::{Pass, Shape};
 use super::update::{Part, Rule, STATES, State, coefficient, expect_guard, walk};
 use crate::error::Result;
-use crate::graph::op::kernel::{
-    Argument, Call, Kernel, Launch, Memory, THREADS, at, input, scratch,
-};
+use crate::graph::op::kernel::{Argument, Call, Kernel, Launch, Memory, at, input, scratch};
 use crate::graph::op::{Io, Op, Output, ViewMut, Work, expect, expect_inputs, traffic};
 use crate::graph::tensor::{DType, Type};
 use crate::spec::job::Backend;
@@ -284,7 +282,7 @@ impl<'a> Passes<'a> {
         };
         let rate = f64::from(self.call.scalars.rate);
         self.launch("adafactor")
-            .blocks(elements.div_ceil(u64::from(THREADS)))
+            .elements(elements)
             .given([input(0), input(1), self.master(), square, mean])
             .given([
                 self.guard,

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::adamw::Moments;
 use super::update::{Layout, Part, Rule, STATES, State, coefficient, expect_guard, walk};
 use crate::error::Result;
-use crate::graph::op::kernel::{Argument, Call, Kernel, Launch, input, output, scratch};
+use crate::graph::op::kernel::{Argument, Call, Kernel, Launch, THREADS, input, output, scratch};
 use crate::graph::op::{Element, Io, Op, Output, Scalars, View, Work};
 use crate::graph::op::{expect, expect_inputs, traffic};
 use crate::graph::tensor::{DType, Type};
@@ -253,6 +253,9 @@ const DIGITS: u32 = 4;
 const LANES: usize = 8;
 const BINS: usize = 1 << DIGIT;
 
+/// Most blocks that count on a GPU: each brings its counts of all digits to the others' once.
+const COUNTERS: u64 = 1024;
+
 impl Op for Threshold {
     fn name(&self) -> &'static str {
         "direction_threshold"
@@ -325,7 +328,7 @@ impl Op for Threshold {
             for tensor in 0..self.tensors {
                 let (at, elements) = (3 * tensor, call.inputs[3 * tensor].elements());
                 let count = launch("threshold_count", call.format(at), DType::F32)
-                    .elements(elements)
+                    .blocks(elements.div_ceil(u64::from(THREADS) * 8).min(COUNTERS))
                     .given([input(at), input(at + 1), input(at + 2), guard])
                     .given([scratch(0), elements.into(), (digit * DIGIT).into()]);
                 launches.push(count.given(rule.unit_constants()));
