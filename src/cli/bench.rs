@@ -60,6 +60,8 @@ pub enum Name {
     Throttled,
     /// Solved plans beside what others would do, over models, lengths, budgets and links; simulated.
     Policies,
+    /// How soon the explorer answers keys, for a model of 7 billion parameters; with --smoke for a small one.
+    Tui,
 }
 
 /// Runs a benchmark.
@@ -73,6 +75,7 @@ pub fn bench(args: &Args, json: bool) -> Result<Answer> {
         Name::Techniques => techniques(args, json),
         Name::Throttled => throttled(args, json),
         Name::Policies => policies(args, json),
+        Name::Tui => super::tui::paces(args.smoke),
     }
 }
 
