@@ -2,7 +2,7 @@
 
 mod cli;
 
-/// A search makes and forgets programs by the hundred: half of its time is the allocator's, and this one takes half as long as the system's.
+/// A search makes and forgets programs by the hundred; with this allocator it takes a sixth less than with glibc's.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
