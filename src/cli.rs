@@ -5,6 +5,7 @@ mod calibrate;
 mod compare;
 mod cost;
 mod estimate;
+mod examples;
 mod explain;
 mod files;
 mod fit;
@@ -27,7 +28,7 @@ mod words;
 use std::io::{ErrorKind, IsTerminal, Write};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{FromArgMatches, Parser, Subcommand};
 use memfit::error::{Error, Result};
 use serde_json::{Value, json};
 
@@ -120,10 +121,12 @@ pub fn main() -> ExitCode {
         Ok(words) => words,
         Err(error) => return failed(&error, std::env::args_os().any(|a| a == "--json")),
     };
-    let cli = match Cli::try_parse_from(words) {
+    let matches = examples::command().try_get_matches_from(words);
+    let cli = match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
+    memfit::show::fit_page(width());
     match run(&cli) {
         Ok(answer) => {
             print(&match cli.json {
@@ -208,8 +211,12 @@ pub fn complain(text: &str) {
     let _ = std::io::stderr().write_all(text.as_bytes());
 }
 
-/// Columns for an answer: those of the terminal it goes to, or else of a page.
+/// Columns for an answer: what `COLUMNS` says, those of the terminal it goes to, or else of a page.
 pub fn width() -> usize {
+    let said = std::env::var("COLUMNS").ok();
+    if let Some(columns) = said.and_then(|said| said.parse::<usize>().ok()) {
+        return columns;
+    }
     let out = std::io::stdout();
     let size = out.is_terminal().then(ratatui::crossterm::terminal::size);
     match size {

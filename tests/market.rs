@@ -33,6 +33,13 @@ fn refusal(line: &str) -> String {
     String::from_utf8(output.stderr).unwrap()
 }
 
+/// The job on every device: asked once, as it takes longest.
+fn everywhere() -> &'static Value {
+    static ANSWER: std::sync::LazyLock<Value> =
+        std::sync::LazyLock::new(|| json(&format!("gpus {JOB}"), 0));
+    &ANSWER
+}
+
 fn rows(answer: &Value) -> &Vec<Value> {
     answer["devices"].as_array().unwrap()
 }
@@ -50,8 +57,8 @@ fn number(value: &Value) -> f64 {
 
 #[test]
 fn every_row_is_what_plan_answers() {
-    let answer = json(&format!("gpus {JOB}"), 0);
-    assert_eq!(rows(&answer).len(), device::all().count());
+    let answer = everywhere();
+    assert_eq!(rows(answer).len(), device::all().count());
     for id in [
         "rtx-4090",
         "t4",
@@ -59,7 +66,7 @@ fn every_row_is_what_plan_answers() {
         "apple-m3-max-128gb",
         "rtx-2060-6gb",
     ] {
-        let row = rows(&answer).iter().find(|row| row["id"] == id).unwrap();
+        let row = rows(answer).iter().find(|row| row["id"] == id).unwrap();
         let plan = json(&format!("plan {JOB} --gpu {id}"), 0);
         assert_eq!(row["outcome"], plan["outcome"], "{id}");
         assert_eq!(row["plan"]["name"], plan["name"], "{id}");
@@ -92,7 +99,10 @@ fn rows_that_do_not_fit_say_so_and_come_last() {
 
 #[test]
 fn devices_that_cannot_compute_the_format_are_refused_by_name() {
-    let answer = json("gpus --vendor nvidia --model tiny --precision bf16", 0);
+    let answer = json(
+        "gpus --vendor nvidia --max-price 1300 --model tiny --seq 64 --precision bf16",
+        0,
+    );
     let row = |id: &str| rows(&answer).iter().find(|row| row["id"] == id).unwrap();
     assert_eq!(row("rtx-4090")["outcome"], "fits");
     assert_eq!(row("rtx-2080-ti")["outcome"], "refused");
@@ -138,8 +148,8 @@ fn filters_take_vendors_and_prices() {
 
 #[test]
 fn rows_are_in_order_and_the_frontier_is_what_nobody_beats() {
-    let answer = json(&format!("gpus {JOB}"), 0);
-    let speeds: Vec<f64> = rows(&answer)
+    let answer = everywhere();
+    let speeds: Vec<f64> = rows(answer)
         .iter()
         .map(|row| number(&row["tokens_per_second"]))
         .collect();
@@ -149,9 +159,9 @@ fn rows_are_in_order_and_the_frontier_is_what_nobody_beats() {
             let usd = row["cost"][key]["low"].as_f64()?;
             Some((usd, number(&row["tokens_per_second"])))
         };
-        let points: Vec<(f64, f64)> = rows(&answer).iter().filter_map(point).collect();
+        let points: Vec<(f64, f64)> = rows(answer).iter().filter_map(point).collect();
         let mut leaders = 0;
-        for row in rows(&answer) {
+        for row in rows(answer) {
             let own = point(row);
             let beaten = |own: (f64, f64)| {
                 let better = |o: &(f64, f64)| o.0 <= own.0 && o.1 >= own.1 && *o != own;
@@ -197,6 +207,38 @@ fn every_offer_is_heard_of_as_it_comes_and_nothing_executes_there_yet() {
     market::sort(&mut offers, Key::Name);
     let names: Vec<&str> = offers.iter().map(|o| o.device.id.as_str()).collect();
     assert_eq!(names, ["b200-sxm", "rtx-4090", "t4"]);
+}
+
+#[test]
+fn rows_are_said_as_they_are_found_and_the_answer_is_in_order() {
+    let line = format!("gpus {JOB} --vendor intel");
+    let output = memfit(&line);
+    let said = String::from_utf8(output.stderr).unwrap();
+    let known = device::all().filter(|d| d.vendor == "Intel");
+    for device in known {
+        let rows = said.lines().filter(|row| row.starts_with(&device.id));
+        assert_eq!(rows.count(), 1, "{}: {said}", device.id);
+    }
+    for more in ["--quiet", "--json"] {
+        assert!(memfit(&format!("{line} {more}")).stderr.is_empty());
+    }
+    // The first row comes while others are searched for, and is whole when it comes.
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_memfit"));
+    let words = format!("gpus {JOB} --vendor apple");
+    command.args(words.split(' '));
+    command.stdout(std::process::Stdio::null());
+    command.stderr(std::process::Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut first = String::new();
+    let mut rows = std::io::BufReader::new(child.stderr.take().unwrap());
+    std::io::BufRead::read_line(&mut rows, &mut first).unwrap();
+    assert!(child.try_wait().unwrap().is_none(), "it had ended by then");
+    assert!(
+        first.contains("tokens/s") && first.ends_with('\n'),
+        "{first}"
+    );
+    std::io::copy(&mut rows, &mut std::io::sink()).unwrap();
+    assert!(child.wait().unwrap().success());
 }
 
 #[test]

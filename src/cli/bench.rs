@@ -62,6 +62,8 @@ pub enum Name {
     Policies,
     /// Solved plans, executed on this machine over throttled links: bytes, times, and their order.
     Executed,
+    /// How soon the explorer answers keys, for a model of 7 billion parameters; with --smoke for a small one.
+    Tui,
 }
 
 /// Runs a benchmark.
@@ -76,6 +78,7 @@ pub fn bench(args: &Args, json: bool) -> Result<Answer> {
         Name::Throttled => throttled(args, json),
         Name::Policies => policies(args, json),
         Name::Executed => executed(args, json),
+        Name::Tui => super::tui::paces(args.smoke),
     }
 }
 

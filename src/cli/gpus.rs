@@ -1,5 +1,7 @@
 //! `memfit gpus`: a job on every device of the catalogue, with speed, energy and cost.
 
+use std::io::IsTerminal;
+
 use indicatif::{ProgressBar, ProgressStyle};
 use memfit::error::{Error, Result};
 use memfit::search::market::{self, Key, Offer, Question};
@@ -9,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::cost::{CostArgs, amount};
 use super::job::JobArgs;
-use super::{Answer, DONE, MISFIT, width};
+use super::{Answer, DONE, MISFIT, complain, width};
 
 /// Tokens that are reckoned with where none are given.
 const TOKENS: u64 = 1_000_000_000;
@@ -71,7 +73,7 @@ impl From<Sort> for Key {
     }
 }
 
-/// Plans the job for every device, with each row on the error stream of a terminal as it is ready, and answers with all in order.
+/// Plans the job for every device, with each row on the error stream as it is ready, and answers with all in order.
 ///
 /// # Errors
 /// Where the job is wrong for every device, or an argument cannot be read.
@@ -146,16 +148,21 @@ fn asked(args: &Args) -> Result<(String, Value)> {
     Ok((words, job))
 }
 
-/// Shows rows as they are ready, and how many there are still to be.
+/// Shows rows as they are ready, and on a terminal how many there are still to be.
 fn rows(count: usize, quiet: bool) -> impl Fn(&Offer) + Sync {
-    let bar = match quiet {
+    let terminal = std::io::stderr().is_terminal();
+    let bar = match quiet || !terminal {
         true => ProgressBar::hidden(),
         false => ProgressBar::new(count as u64),
     };
     let style = ProgressStyle::with_template("{bar:30} {pos} of {len} devices");
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
     move |offer: &Offer| {
-        bar.println(line(offer));
+        match terminal {
+            true => bar.println(line(offer)),
+            false if quiet => {}
+            false => complain(&format!("{}\n", line(offer))),
+        }
         bar.inc(1);
         if bar.position() >= count as u64 {
             bar.finish_and_clear();

@@ -3,17 +3,15 @@
 use std::fs;
 use std::path::PathBuf;
 
-use clap::CommandFactory;
 use clap_complete::Shell;
 use clap_mangen::Man;
 use memfit::error::{Error, Result};
 use serde_json::json;
 
-use super::{Answer, Cli, DONE};
+use super::{Answer, DONE, examples};
 
 /// Arguments of `completions`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  memfit completions bash")]
 pub struct CompletionsArgs {
     /// The shell
     #[arg(value_enum)]
@@ -22,7 +20,6 @@ pub struct CompletionsArgs {
 
 /// Arguments of `man`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  memfit man -o man")]
 pub struct ManArgs {
     /// Write the pages of all commands into this folder
     #[arg(short, long, value_name = "DIR")]
@@ -35,7 +32,7 @@ pub struct ManArgs {
 /// None.
 pub fn completions(args: &CompletionsArgs) -> Result<Answer> {
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::command(), "memfit", &mut script);
+    clap_complete::generate(args.shell, &mut examples::command(), "memfit", &mut script);
     let text = String::from_utf8_lossy(&script).into_owned();
     Ok(Answer {
         json: json!({"shell": args.shell.to_string(), "script": text}),
@@ -49,7 +46,7 @@ pub fn completions(args: &CompletionsArgs) -> Result<Answer> {
 /// # Errors
 /// Where a page cannot be written.
 pub fn man(args: &ManArgs) -> Result<Answer> {
-    let cli = Cli::command();
+    let cli = examples::command();
     let Some(dir) = &args.output else {
         let mut page = Vec::new();
         let rendered = Man::new(cli).render(&mut page);

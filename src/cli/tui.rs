@@ -1,5 +1,6 @@
 //! `memfit tui`: the explorer's loop over events, the workers that answer it, and what it does to files and the clipboard.
 
+mod pace;
 mod screen;
 mod worker;
 
@@ -19,6 +20,7 @@ use memfit::show::tui::view::{self, Look};
 use ratatui::crossterm::event::{Event as Input, KeyEventKind};
 use serde_json::json;
 
+pub use self::pace::paces;
 use self::screen::Screen;
 use self::worker::{Desk, Said};
 use super::job::JobArgs;

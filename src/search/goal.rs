@@ -103,7 +103,7 @@ pub fn search(request: &Request, goal: Option<Goal>) -> Result<(Request, Answer)
     answered(request, goal, true)
 }
 
-/// [`search`], with the front where it is wanted.
+/// [`search`], with the front, and the changes that would fit, where they are wanted.
 ///
 /// # Errors
 /// As [`search`].
@@ -131,7 +131,7 @@ pub(super) fn answered(
         }
     }
     let (request, found) = last.unwrap_or_else(|| no_stage());
-    let mut answer = found.answer(&request)?;
+    let mut answer = found.answer(&request, front)?;
     answer.seconds = Seconds(begin.elapsed().as_secs_f64());
     Ok((request, answer))
 }

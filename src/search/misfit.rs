@@ -36,11 +36,17 @@ pub struct Misfit {
     pub changes: Vec<String>,
 }
 
-/// The closest plan of those `considered`, who holds its memory, and what would make it fit.
+/// The closest plan of those `considered`, who holds its memory, and what would make it fit; which single changes of the request would is searched
+/// for where that is `wanted`.
 ///
 /// # Errors
 /// Where it cannot be planned.
-pub fn explain(request: &Request, budget: &Budget, considered: &[Candidate]) -> Result<Outcome> {
+pub fn explain(
+    request: &Request,
+    budget: &Budget,
+    considered: &[Candidate],
+    wanted: bool,
+) -> Result<Outcome> {
     let closest = considered.iter().min_by_key(|c| c.excess(budget)).cloned();
     let mut closest = match closest {
         Some(closest) => closest,
@@ -65,7 +71,7 @@ pub fn explain(request: &Request, budget: &Budget, considered: &[Candidate]) -> 
         instant,
         holders,
         change: change(budget, &peak, place, over),
-        changes: changes(request),
+        changes: if wanted { changes(request) } else { Vec::new() },
     })))
 }
 

@@ -130,7 +130,7 @@ pub struct Answer {
 /// # Errors
 /// Where the job or a fixed choice is wrong.
 pub fn search(request: &Request) -> Result<Answer> {
-    found(request, &|_| true, true)?.answer(request)
+    found(request, &|_| true, true)?.answer(request, true)
 }
 
 /// What a search found, before anything is said of what does not fit.
@@ -192,14 +192,14 @@ fn fastest(considered: &[Candidate], budget: &Budget) -> Result<Option<Candidate
 }
 
 impl Found {
-    /// The answer to `request`; where nothing fits, with the reasons.
-    fn answer(self, request: &Request) -> Result<Answer> {
+    /// The answer to `request`; where nothing fits, with the reasons, and the changes that would where they are `wanted`.
+    fn answer(self, request: &Request, wanted: bool) -> Result<Answer> {
         let bound = |best: &Candidate| best.bound.or(self.bound);
         let best = self.best.as_ref();
         let certificate = best.and_then(|best| Some(certificate(best, bound(best)?)));
         let outcome = match self.best {
             Some(best) => Outcome::Fits(Box::new(best)),
-            None => misfit::explain(request, &self.budget, &self.considered)?,
+            None => misfit::explain(request, &self.budget, &self.considered, wanted)?,
         };
         Ok(Answer {
             outcome,
@@ -237,7 +237,7 @@ pub fn of_plan(request: &Request, plan: &Plan, name: &str, estimate: Estimate) -
     considered.push(own.clone());
     let outcome = match own.fits(&budget) {
         true => Outcome::Fits(Box::new(own)),
-        false => misfit::explain(request, &budget, &[own])?,
+        false => misfit::explain(request, &budget, &[own], true)?,
     };
     Ok(Answer {
         outcome,

@@ -32,5 +32,23 @@ pub mod trial;
 pub mod tui;
 pub mod validation;
 
-/// Columns of the widest line.
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Columns of the widest line, where nobody says that there are fewer.
 pub const WIDTH: usize = 100;
+
+/// Fewest columns that pages are set in.
+const NARROWEST: usize = 40;
+
+/// Columns of pages in this process.
+static PAGE: AtomicUsize = AtomicUsize::new(WIDTH);
+
+/// Sets pages in so many columns, as far as that is fewer than the usual.
+pub fn fit_page(columns: usize) {
+    PAGE.store(columns.clamp(NARROWEST, WIDTH), Ordering::Relaxed);
+}
+
+/// Columns of pages.
+pub fn page() -> usize {
+    PAGE.load(Ordering::Relaxed)
+}

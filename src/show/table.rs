@@ -1,6 +1,6 @@
 //! Tables and bars of plain text, no wider than a page.
 
-use super::WIDTH;
+use super::page;
 
 /// Spaces between two columns.
 const GAP: usize = 2;
@@ -39,7 +39,7 @@ impl Table {
             rows: Vec::new(),
             heads: false,
             indent: 0,
-            width: WIDTH,
+            width: page(),
             gives_way: Vec::new(),
         }
     }
@@ -213,7 +213,8 @@ pub fn wrap(text: &str, width: usize) -> Vec<String> {
 /// A text after a label, wrapped to the page and set in under itself.
 pub fn labelled(label: &str, text: &str, indent: usize) -> String {
     let mut out = String::new();
-    for (at, line) in wrap(text, WIDTH - indent).iter().enumerate() {
+    let width = page().saturating_sub(indent).max(NARROWEST);
+    for (at, line) in wrap(text, width).iter().enumerate() {
         let head = if at == 0 { label } else { "" };
         out.push_str(&format!("{head:indent$}{line}\n"));
     }
@@ -241,7 +242,7 @@ mod tests {
         table.row(vec!["name".into(), "word ".repeat(60), "12".into()]);
         let text = table.render();
         assert!(text.lines().count() > 4);
-        assert!(text.lines().all(|l| l.chars().count() <= WIDTH));
+        assert!(text.lines().all(|l| l.chars().count() <= page()));
     }
 
     #[test]

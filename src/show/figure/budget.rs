@@ -1,6 +1,6 @@
 //! Each row of the budget as a bar: who holds it at its peak, and what is left or lacks.
 
-use super::svg::{Anchor, Area, Canvas, key};
+use super::svg::{Anchor, Area, Canvas, LETTER, key};
 use crate::machine::estimate::Estimate;
 use crate::show::memory::{Row, held, in_use, role_name, row_name};
 use crate::spec::job::Budget;
@@ -39,19 +39,21 @@ fn bar(canvas: &mut Canvas, row: &Row, estimate: &Estimate, top: f64) {
     // A row that is passed is drawn to what it needs, with a line where what there is ends.
     let whole = row.need.max(row.have).0.max(1) as f64;
     let (need, have) = (row.need, row.have);
-    let percent = match have.0 {
-        0 => String::new(),
-        _ => format!(", {:.0} %", 100.0 * need.0 as f64 / have.0 as f64),
+    let says = match (need > have, have.0) {
+        // A phone has no room for more.
+        (true, _) if width < 480.0 => format!("{} too much", need - have),
+        (true, _) => format!("{} too much: {need} of {have}", need - have),
+        (false, 0) => format!("{need} of {have}"),
+        (false, most) => {
+            let percent = 100.0 * need.0 as f64 / most as f64;
+            format!("{need} of {have}, {percent:.0} %")
+        }
     };
-    let over = match need > have {
-        true => format!(": {} too much", need - have),
-        false => String::new(),
-    };
-    let name = row_name(row.places);
     let y = top + 16.0;
-    canvas.text("strong", Anchor::Start, (SIDE, y), &format!("{name}{over}"));
-    let amount = format!("{need} of {have}{percent}");
-    canvas.text("small", Anchor::End, (SIDE + width, y), &amount);
+    let name = row_name(row.places);
+    canvas.text("strong", Anchor::Start, (SIDE, y), name);
+    let class = if need > have { "small over" } else { "small" };
+    canvas.text(class, Anchor::End, (SIDE + width, y), &says);
     let lane = Area {
         x: SIDE,
         y: top + 24.0,
@@ -66,7 +68,13 @@ fn bar(canvas: &mut Canvas, row: &Row, estimate: &Estimate, top: f64) {
             width: width * bytes.0 as f64 / whole,
             ..lane
         };
-        canvas.rect(&key(role), part, &format!("{} {bytes}", role_name(role)));
+        let says = format!("{} {bytes}", role_name(role));
+        canvas.rect(&key(role), part, &says);
+        // A part says what it is where there is room.
+        if part.width > LETTER * says.chars().count() as f64 + 12.0 {
+            let middle = (part.x + part.width / 2.0, part.y + BAR / 2.0 + 4.0);
+            canvas.text(&format!("on {}", key(role)), Anchor::Middle, middle, &says);
+        }
         x += part.width;
     }
     if need > have {

@@ -36,6 +36,12 @@ pub fn draw(answer: &Answer, width: f64) -> Option<Canvas> {
     if budget.0 as f64 <= x.values.1 {
         let at = x.at(budget.0 as f64);
         canvas.line("limit", (at, TOP), (at, TOP + HEIGHT));
+        let (anchor, beside) = match at > width / 2.0 {
+            true => (Anchor::End, at - 5.0),
+            false => (Anchor::Start, at + 5.0),
+        };
+        let says = format!("budget {budget}");
+        canvas.text("small", anchor, (beside, TOP + 4.0), &says);
     }
     stairs(&mut canvas, answer, (x, y));
     dots(&mut canvas, answer, (x, y));

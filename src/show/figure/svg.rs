@@ -158,7 +158,7 @@ impl Canvas {
 }
 
 /// About the width of a letter of a small text.
-const LETTER: f64 = 6.2;
+pub const LETTER: f64 = 6.2;
 
 /// A coordinate with as many digits as an eye sees.
 fn number(value: f64) -> String {

@@ -34,9 +34,20 @@ pub fn section(heading: &str, body: &str) -> String {
     format!("<section>\n<h2>{heading}</h2>\n{body}</section>\n")
 }
 
-/// A paragraph of plain text.
+/// A paragraph of plain text; what stands between backticks is set as code.
 pub fn paragraph(class: &str, text: &str) -> String {
-    format!("<p class=\"{class}\">{}</p>\n", escape(text))
+    let parts: Vec<&str> = text.split('`').collect();
+    // An odd number of backticks is text like any other.
+    let text = match parts.len() % 2 {
+        0 => escape(text),
+        _ => (parts.iter().enumerate())
+            .map(|(at, part)| match at % 2 {
+                0 => escape(part),
+                _ => format!("<code>{}</code>", escape(part)),
+            })
+            .collect(),
+    };
+    format!("<p class=\"{class}\">{text}</p>\n")
 }
 
 /// The same drawing for wide and narrow pages; empty where there is none.

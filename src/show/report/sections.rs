@@ -8,7 +8,7 @@ use crate::show::choice::class_sentence;
 use crate::show::figure::Figure;
 use crate::show::figure::svg::{escape, key};
 use crate::show::job::{assumptions as assumed, device_line, host_values, model_line};
-use crate::show::memory::{passed, phase_name, stream_name};
+use crate::show::memory::{in_use, passed, phase_name, row_name, stream_name};
 use crate::show::text::{blame, proof_line};
 use crate::spec::device::{LAUNCH, RESERVED};
 use crate::spec::units::{Bytes, Seconds};
@@ -41,7 +41,33 @@ pub fn verdict(report: &Report) -> String {
     let proof = proof.map_or(String::new(), |line| paragraph("note", &line));
     let pytorch = paragraph("note", report.pytorch.trim());
     let exactness = paragraph("", class_sentence(report.plan()));
-    format!("<p class=\"{class}\">{says}</p>\n{exactness}{proof}{pytorch}")
+    let tiles = tiles(report);
+    format!("<p class=\"{class}\">{says}</p>\n{tiles}{exactness}{proof}{pytorch}")
+}
+
+/// The figures that a decision hangs on, large.
+fn tiles(report: &Report) -> String {
+    let estimate = &report.best().estimate;
+    let budget = &report.answer.budget;
+    let rate = estimate.tokens_per_second;
+    let at = "/estimate/tokens_per_second";
+    let days = 1e9 / rate / 86_400.0;
+    let mut tiles = vec![
+        (number(rate, &format!("{rate:.0}"), at), "tokens a second"),
+        (
+            seconds(estimate.step, "/estimate/step_seconds"),
+            "an optimizer step",
+        ),
+        (format!("{days:.1} days"), "for a billion tokens"),
+    ];
+    for row in in_use(estimate, budget) {
+        tiles.push((bytes(row.need, ""), row_name(row.places)));
+    }
+    let tile = |(figure, name): &(String, &str)| {
+        format!("<div><strong>{figure}</strong><span>{name}</span></div>\n")
+    };
+    let tiles: String = tiles.iter().map(tile).collect();
+    format!("<div class=\"tiles\">\n{tiles}</div>\n")
 }
 
 /// Model, device and machine.
