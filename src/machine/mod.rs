@@ -5,6 +5,7 @@ pub mod calibrate;
 pub mod compare;
 pub mod composition;
 pub mod cpu;
+pub mod cuda;
 pub mod estimate;
 pub mod learning;
 pub mod lowered;

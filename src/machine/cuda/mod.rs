@@ -1,0 +1,3 @@
+//! The machine that runs programs on an NVIDIA GPU.
+
+pub mod driver;
