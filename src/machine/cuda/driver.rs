@@ -201,10 +201,9 @@ impl Queue {
     /// What failed in it.
     pub fn settle(&self) -> Result<()> {
         // SAFETY: the stream lives as long as this.
-        check(
-            || "work of a stream".to_string(),
-            unsafe { result::stream::synchronize(self.0) },
-        )
+        check(|| "work of a stream".to_string(), unsafe {
+            result::stream::synchronize(self.0)
+        })
     }
 
     /// Holds what is queued from now on until what `mark` stands for is done.
