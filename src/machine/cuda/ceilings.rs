@@ -6,7 +6,8 @@ use std::time::Instant;
 use cudarc::driver::result;
 use serde::{Deserialize, Serialize};
 
-use super::driver::{self, Gpu, Memory, Queue, Transfer, check};
+use super::driver::{Gpu, Queue, check};
+use super::memory::{Memory, Transfer, pin, unpin};
 use super::modules::{Function, Modules};
 use super::prepared::word;
 use crate::error::Result;
@@ -104,7 +105,7 @@ fn link(queues: &[Queue; 2], device: [u64; 2], most: u64, found: &mut Ceilings) 
     let [up, down] = arenas;
     let (up, down) = (up?, down?);
     let pins = [&up, &down].map(Arena::pages);
-    let pinned = pins.map(|(at, bytes)| driver::pin(at, bytes).is_ok());
+    let pinned = pins.map(|(at, bytes)| pin(at, bytes).is_ok());
     found.pinned = pinned == [true; 2];
     // SAFETY: nobody else has these arenas; copies are settled before they go.
     let (source, target) = unsafe { (up.read(0, most / 4), down.write(0, most / 4)) };
@@ -134,7 +135,7 @@ fn link(queues: &[Queue; 2], device: [u64; 2], most: u64, found: &mut Ceilings) 
     ];
     for (pinned, (at, _)) in pinned.into_iter().zip(pins) {
         if pinned {
-            driver::unpin(at);
+            unpin(at);
         }
     }
     let [to_device, to_host, both] = rates;

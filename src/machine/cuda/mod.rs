@@ -4,7 +4,9 @@
 pub mod ceilings;
 mod compile;
 pub mod driver;
+mod events;
 mod library;
+pub mod memory;
 mod modules;
 mod prepared;
 mod worker;
@@ -25,10 +27,12 @@ use crate::graph::{Stream, When};
 use crate::program::{Program, height};
 use crate::spec::job::{PerPlace, Place};
 use crate::spec::units::Bytes;
-use driver::{Gpu, Mark as Point, Memory, Queue};
+use driver::{Gpu, Mark as Point, Queue};
+use events::{Meeting, Times};
+use memory::Memory;
 use modules::Modules;
 use prepared::{Prepared, is_of_device};
-use worker::{Meeting, Times, Worker};
+use worker::{Ground, Worker};
 
 /// Host memory the driver has pinned. Dropped, it is pageable again.
 #[derive(Debug)]
@@ -40,7 +44,7 @@ unsafe impl Send for Pinned {}
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        driver::unpin(self.0);
+        memory::unpin(self.0);
     }
 }
 
@@ -186,100 +190,92 @@ impl Cuda {
         port: &dyn Port,
         scalars: Scalars,
     ) -> Result<Timeline> {
-        let Cuda {
-            prepared,
-            points,
-            times,
-            queues,
-            epoch,
-            mailbox,
-            memory,
-            places,
-            settings,
-            host,
-            mark,
-            touched,
-            gpu,
-            ..
-        } = self;
-        let prepared = prepared.get(&key(program.when));
+        let prepared = self.prepared.get(&key(program.when));
         let prepared = prepared.unwrap_or_else(|| panic!("{:?} was not made ready", program.when));
-        touched.begin(program);
-        gpu.bind()?;
+        self.touched.begin(program);
+        self.gpu.bind()?;
         let board = Board::new(program.events);
         let meeting = Meeting {
             board: &board,
-            points,
+            points: &self.points,
             by_device: &prepared.by_device,
-            gpu,
+            gpu: &self.gpu,
         };
-        let (meeting, board, places, host, settings) =
-            (&meeting, &board, &*places, &*host, *settings);
-        epoch.record(&queues[&Stream::Compute])?;
+        self.epoch.record(&self.queues[&Stream::Compute])?;
+        let ground = Ground {
+            program,
+            prepared,
+            memory: &self.memory,
+            places: &self.places,
+            mailbox: &self.mailbox,
+            meeting: &meeting,
+            port,
+            scalars,
+            seed: self.settings.seed,
+            epoch: &self.epoch,
+        };
+        let (queues, settings, host) = (&self.queues, self.settings, &self.host);
         let begun = Instant::now();
-        let (epoch, mailbox, memory, seed) = (&*epoch, &*mailbox, &*memory, settings.seed);
-        let mut times: BTreeMap<_, _> = times.iter_mut().collect();
         std::thread::scope(|scope| {
             let (mut senders, mut threads) = (BTreeMap::new(), Vec::new());
-            for stream in streams(program) {
+            for (stream, times) in with_times(program, &mut self.times) {
                 let (sender, receiver) = std::sync::mpsc::channel();
                 senders.insert(stream, sender);
-                threads.push(match times.remove(&stream) {
+                threads.push(match times {
                     Some(times) => {
-                        let queue = &queues[&stream];
-                        let (words, reports) = (Vec::new(), Vec::new());
-                        let worker = Worker {
-                            stream,
-                            queue,
-                            times,
-                            program,
-                            prepared,
-                            memory,
-                            places,
-                            mailbox,
-                            meeting,
-                            port,
-                            scalars,
-                            seed,
-                            epoch,
-                            words,
-                            reports,
-                        };
+                        let worker = Worker::new(stream, &queues[&stream], times, ground);
                         scope.spawn(move || worker.run(receiver))
                     }
                     None => {
-                        let throttle = throttle(settings, stream);
-                        let worker = stream::Worker {
-                            stream,
-                            program,
-                            places,
-                            board: meeting,
-                            port,
-                            scalars,
-                            seed,
-                            pool: host,
-                            throttle,
-                            epoch: begun,
-                        };
+                        let worker = on_host(stream, ground, (settings, host, begun));
                         scope.spawn(move || worker.run(receiver))
                     }
                 });
             }
-            let (poison, live, buffers) = (settings.poison, PerPlace::default(), buffers(program));
-            Walk {
+            let walk = Walk {
                 program,
                 queues: senders,
                 threads,
-                board,
+                board: &board,
                 epoch: begun,
-                poison,
-                mark,
-                touched,
-                live,
-                buffers,
-            }
-            .all()
+                poison: settings.poison,
+                mark: &mut self.mark,
+                touched: &mut self.touched,
+                live: PerPlace::default(),
+                buffers: buffers(program),
+            };
+            walk.all()
         })
+    }
+}
+
+/// The streams of a program; those that are queues of the device with room for their times.
+fn with_times<'a>(
+    program: &Program,
+    times: &'a mut BTreeMap<Stream, Times>,
+) -> Vec<(Stream, Option<&'a mut Times>)> {
+    let mut times: BTreeMap<_, _> = times.iter_mut().collect();
+    let with = |stream| (stream, times.remove(&stream));
+    streams(program).into_iter().map(with).collect()
+}
+
+/// A stream that is a thread of this machine, as the machine for CPUs runs it.
+fn on_host<'a>(
+    stream: Stream,
+    on: Ground<'a>,
+    (settings, pool, epoch): (Settings, &'a rayon::ThreadPool, Instant),
+) -> stream::Worker<'a> {
+    stream::Worker {
+        stream,
+        program: on.program,
+        places: on.places,
+        board: on.meeting,
+        port: on.port,
+        scalars: on.scalars,
+        seed: on.seed,
+        pool,
+        throttle: throttle(settings, stream),
+        epoch,
     }
 }
 
@@ -311,7 +307,7 @@ fn pin(arenas: [&Arena; 2]) -> (Vec<Pinned>, Option<String>) {
     let mut pinned = Vec::new();
     for arena in arenas.into_iter().filter(|a| a.bytes() > Bytes::ZERO) {
         let (at, bytes) = arena.pages();
-        match driver::pin(at, bytes) {
+        match memory::pin(at, bytes) {
             Ok(()) => pinned.push(Pinned(at)),
             Err(error) => {
                 return (

@@ -6,7 +6,9 @@ use std::sync::mpsc::Receiver;
 
 use cudarc::driver::result;
 
-use super::driver::{Gpu, Mark as Point, Memory, Queue, Transfer, check};
+use super::driver::{Mark as Point, Queue, check};
+use super::events::{Meeting, Times};
+use super::memory::{Memory, Transfer};
 use super::modules::Function;
 use super::prepared::{Kernels, Prepared, Ready, word};
 use crate::error::{Error, Result};
@@ -17,126 +19,82 @@ use crate::graph::random::Key;
 use crate::graph::{Node, Stream};
 use crate::machine::cpu::arena::Arena;
 use crate::machine::cpu::places::Places;
-use crate::machine::cpu::stream::{Board, Events, Range, Task};
+use crate::machine::cpu::stream::{Events, Range, Task};
 use crate::machine::timeline::Mark;
 use crate::program::Program;
 use crate::spec::job::Place;
 
-/// The events of one walk, of the device's queues and of the host's threads.
-pub struct Meeting<'a> {
-    /// What has happened; for an event of the device: that it is recorded.
-    pub board: &'a Board,
-    /// The device's events.
-    pub points: &'a [Point],
-    /// Which events are the device's.
-    pub by_device: &'a [bool],
-    /// The device.
-    pub gpu: &'a Gpu,
-}
-
-impl Events for Meeting<'_> {
-    fn signal(&self, event: usize) {
-        self.board.signal(event);
-    }
-
-    fn wait(&self, event: usize) -> Result<bool> {
-        if !self.board.wait(event) {
-            return Ok(false);
-        }
-        if self.by_device[event] {
-            self.gpu.bind()?;
-            self.points[event].settle()?;
-        }
-        Ok(true)
-    }
-
-    fn fail(&self, error: Error) {
-        self.board.fail(error);
-    }
-}
-
-/// Times along a queue: `Mark`s are made of them once everything is done.
-#[derive(Debug)]
-pub struct Times {
-    points: Vec<Point>,
-    used: usize,
-    /// For each instruction the points it lies between.
-    spans: Vec<(usize, usize, usize)>,
-    waited: bool,
-}
-
-impl Times {
-    /// Room for `count` points.
-    ///
-    /// # Errors
-    /// Where the device is lost.
-    pub fn new(count: usize) -> Result<Times> {
-        let points = (0..=count).map(|_| Point::new(true));
-        Ok(Times {
-            points: points.collect::<Result<_>>()?,
-            used: 0,
-            spans: Vec::with_capacity(count),
-            waited: false,
-        })
-    }
-
-    fn point(&mut self, queue: &Queue) -> Result<usize> {
-        self.points[self.used].record(queue)?;
-        self.used += 1;
-        Ok(self.used - 1)
-    }
-
-    fn begin(&mut self, queue: &Queue) -> Result<usize> {
-        match std::mem::take(&mut self.waited) || self.used == 0 {
-            true => self.point(queue),
-            false => Ok(self.used - 1),
-        }
-    }
-
-    /// How many it has room for.
-    pub fn room(&self) -> usize {
-        self.points.len() - 1
-    }
-}
-
-/// A queue and all that its tasks touch.
-pub struct Worker<'a> {
-    pub stream: Stream,
-    pub queue: &'a Queue,
-    pub times: &'a mut Times,
+/// All that the tasks of a walk touch.
+#[derive(Clone, Copy)]
+pub struct Ground<'a> {
+    /// What is walked.
     pub program: &'a Program,
+    /// The same, made ready.
     pub prepared: &'a Prepared,
+    /// The device's memory.
     pub memory: &'a Memory,
+    /// The host's, and the disk.
     pub places: &'a Places,
+    /// Where values from and for the outside wait for their copy.
     pub mailbox: &'a Arena,
+    /// The events.
     pub meeting: &'a Meeting<'a>,
+    /// The outside.
     pub port: &'a dyn Port,
+    /// Numbers of the step.
     pub scalars: Scalars,
+    /// Seed of the job.
     pub seed: u64,
     /// When the walk began, on the device.
     pub epoch: &'a Point,
+}
+
+/// A queue, and what has been put into it.
+pub struct Worker<'a> {
+    stream: Stream,
+    queue: &'a Queue,
+    times: &'a mut Times,
+    on: Ground<'a>,
     /// Values of the parameters of a launch, kept so that nothing is allocated for them again.
-    pub words: Vec<u64>,
+    words: Vec<u64>,
     /// What is to be handed to the outside once it is there.
-    pub reports: Vec<(usize, u64)>,
+    reports: Vec<(usize, u64)>,
+}
+
+impl<'a> Worker<'a> {
+    /// A worker that fills `queue`.
+    pub fn new(
+        stream: Stream,
+        queue: &'a Queue,
+        times: &'a mut Times,
+        on: Ground<'a>,
+    ) -> Worker<'a> {
+        Worker {
+            stream,
+            queue,
+            times,
+            on,
+            words: Vec::new(),
+            reports: Vec::new(),
+        }
+    }
 }
 
 impl Worker<'_> {
     /// Queues tasks until no more come, waits for them, and hands out what was reported; returns when each ran.
     pub fn run(mut self, tasks: Receiver<Task>) -> Vec<Mark> {
-        (self.times.used, self.times.waited) = (0, false);
-        self.times.spans.clear();
-        let queued = self.meeting.gpu.bind().and_then(|()| self.all(tasks));
+        self.times.restart();
+        let queued = self.on.meeting.gpu.bind().and_then(|()| self.all(tasks));
         // Whatever happened, nothing of this walk is under way when it ends.
         let settled = self.queue.settle();
         match queued.and_then(|whole| settled.map(|()| whole)) {
             Ok(true) => self.finish().unwrap_or_else(|error| {
-                self.meeting.fail(error);
+                self.on.meeting.fail(error);
                 Vec::new()
             }),
             Ok(false) => Vec::new(),
             Err(error) => {
-                self.meeting.fail(error);
+                self.on.meeting.fail(error);
                 Vec::new()
             }
         }
@@ -155,23 +113,23 @@ impl Worker<'_> {
     fn task(&mut self, task: Task) -> Result<bool> {
         match task {
             Task::Signal(event) => {
-                self.meeting.points[event].record(self.queue)?;
-                self.meeting.signal(event);
+                self.on.meeting.points[event].record(self.queue)?;
+                self.on.meeting.signal(event);
             }
             Task::Wait(event) => {
-                if !self.meeting.board.wait(event) {
+                if !self.on.meeting.board.wait(event) {
                     return Ok(false);
                 }
-                if self.meeting.by_device[event] {
-                    self.queue.wait(&self.meeting.points[event])?;
+                if self.on.meeting.by_device[event] {
+                    self.queue.wait(&self.on.meeting.points[event])?;
                 }
-                self.times.waited = true;
+                self.times.wait();
             }
             Task::Poison(range) => self.poison(range)?,
             Task::Copy { at, from, to } => {
                 let begin = self.times.begin(self.queue)?;
                 self.copy(from, to)?;
-                self.end(at, begin)?;
+                self.times.end(self.queue, at, begin)?;
             }
             Task::Launch {
                 at,
@@ -182,44 +140,29 @@ impl Worker<'_> {
             } => {
                 let begin = self.times.begin(self.queue)?;
                 self.launch(node, &inputs, &outputs, scratch)?;
-                self.end(at, begin)?;
+                self.times.end(self.queue, at, begin)?;
             }
         }
         Ok(true)
     }
 
-    fn end(&mut self, at: usize, begin: usize) -> Result<()> {
-        let end = self.times.point(self.queue)?;
-        self.times.spans.push((at, begin, end));
-        Ok(())
-    }
-
     /// What was reported goes out, and the times come in.
     fn finish(&mut self) -> Result<Vec<Mark>> {
         for &(node, slot) in &self.reports {
-            let node = &self.program.step.nodes[node];
-            let bytes = self.program.step.type_of(node.inputs[0]).bytes().0;
+            let node = &self.on.program.step.nodes[node];
+            let bytes = self.on.program.step.type_of(node.inputs[0]).bytes().0;
             if let Some(report) = as_op::<Report>(&*node.op) {
                 // SAFETY: the copies into the mailbox are done, and each slot is one node's.
-                let value = unsafe { self.mailbox.read(slot, bytes) };
-                self.port.write(&report.name, report.offset, value)?;
+                let value = unsafe { self.on.mailbox.read(slot, bytes) };
+                self.on.port.write(&report.name, report.offset, value)?;
             }
         }
-        let time = |point: usize| self.times.points[point].since(self.epoch);
-        let marks = self.times.spans.iter().map(|&(at, begin, end)| {
-            Ok(Mark {
-                at,
-                stream: self.stream,
-                start: time(begin)?,
-                end: time(end)?,
-            })
-        });
-        marks.collect()
+        self.times.marks(self.stream, self.on.epoch)
     }
 
     fn on_device(&self, range: Range) -> Result<u64> {
         match range.place {
-            Place::Gpu => self.memory.at(range.offset, range.bytes),
+            Place::Gpu => self.on.memory.at(range.offset, range.bytes),
             place => Err(Error::shape(
                 "run",
                 format!("a kernel cannot reach {place:?}"),
@@ -235,15 +178,15 @@ impl Worker<'_> {
                 bytes: from.bytes,
             },
             (_, Place::Gpu) => Transfer::In {
-                from: self.places.read(from),
+                from: self.on.places.read(from),
                 to: self.on_device(to)?,
             },
             (Place::Gpu, _) => Transfer::Out {
                 from: self.on_device(from)?,
-                to: self.places.write(to).as_mut_ptr(),
+                to: self.on.places.write(to).as_mut_ptr(),
                 bytes: from.bytes,
             },
-            _ => return self.places.copy(from, to),
+            _ => return self.on.places.copy(from, to),
         };
         self.queue.transfer(transfer)
     }
@@ -251,7 +194,7 @@ impl Worker<'_> {
     fn poison(&self, range: Range) -> Result<()> {
         if range.place != Place::Gpu {
             self.queue.settle()?;
-            self.places.poison(range);
+            self.on.places.poison(range);
             return Ok(());
         }
         let (to, bytes) = (self.on_device(range)?, range.bytes);
@@ -269,7 +212,7 @@ impl Worker<'_> {
         outputs: &[Range],
         scratch: Option<Range>,
     ) -> Result<()> {
-        let (program, prepared) = (self.program, self.prepared);
+        let (program, prepared) = (self.on.program, self.on.prepared);
         let node = &program.step.nodes[index];
         let place = |range: Option<Range>| range.unwrap_or_else(|| panic!("a value has a range"));
         match &prepared.nodes[index] {
@@ -277,7 +220,7 @@ impl Worker<'_> {
             Ready::Report(slot) => {
                 let from = place(inputs[0]);
                 // SAFETY: each slot is one node's, which runs once in a walk.
-                let to = unsafe { self.mailbox.write(*slot, from.bytes) }.as_mut_ptr();
+                let to = unsafe { self.on.mailbox.write(*slot, from.bytes) }.as_mut_ptr();
                 self.reports.push((index, *slot));
                 let (from, bytes) = (self.on_device(from)?, from.bytes);
                 self.queue.transfer(Transfer::Out { from, to, bytes })
@@ -295,8 +238,8 @@ impl Worker<'_> {
             return Err(Error::shape(node.op.name(), "feeds nothing"));
         };
         // SAFETY: each slot is one node's, which runs once in a walk.
-        let from = unsafe { self.mailbox.write(slot, to.bytes) };
-        self.port.read(&feed.name, feed.offset, from)?;
+        let from = unsafe { self.on.mailbox.write(slot, to.bytes) };
+        self.on.port.read(&feed.name, feed.offset, from)?;
         let to = self.on_device(to)?;
         self.queue.transfer(Transfer::In { from, to })
     }
@@ -309,7 +252,7 @@ impl Worker<'_> {
     ) -> Result<()> {
         let (inputs, outputs, scratch) = at;
         let mut words = std::mem::take(&mut self.words);
-        let key = Key::new(self.seed, self.scalars.step, &node.origin);
+        let key = Key::new(self.on.seed, self.on.scalars.step, &node.origin);
         let address = |of: Of| {
             let range = match of {
                 Of::Output(i) => Some(outputs[i]),
@@ -323,7 +266,7 @@ impl Worker<'_> {
             let why = || format!("node `{}` has no {of:?}", node.origin);
             self.on_device(range.ok_or_else(|| Error::shape(node.op.name(), why()))?)
         };
-        let ran = kernels.of(&*node.op, key, self.scalars, |function, launch| {
+        let ran = kernels.of(&*node.op, key, self.on.scalars, |function, launch| {
             words.clear();
             for argument in &launch.arguments {
                 words.push(word(argument, address)?);
