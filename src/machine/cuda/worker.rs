@@ -84,7 +84,15 @@ impl Worker<'_> {
     /// Queues tasks until no more come, waits for them, and hands out what was reported; returns when each ran.
     pub fn run(mut self, tasks: Receiver<Task>) -> Vec<Mark> {
         self.times.restart();
-        let queued = self.on.meeting.gpu.bind().and_then(|()| self.all(tasks));
+        // A range outside of memory stops a task, and with it the run.
+        let queued = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            self.on.meeting.gpu.bind()?;
+            self.all(tasks)
+        }));
+        let queued = queued.unwrap_or_else(|_| {
+            let why = format!("the {:?} stream stopped inside a task", self.stream);
+            Err(Error::shape("run", why))
+        });
         // Whatever happened, nothing of this walk is under way when it ends.
         let settled = self.queue.settle();
         match queued.and_then(|whole| settled.map(|()| whole)) {
