@@ -175,9 +175,8 @@ fn near(got: &[f64], wanted: &[f64]) -> bool {
 }
 
 /// Choices with copies both ways, an update on the host and a disk.
-const COPIES: [&str; 4] = [
+const COPIES: [&str; 3] = [
     "adamw",
-    "offload:what=activations",
     "offload:what=optimizer,update=host",
     "offload:what=gradients",
 ];
