@@ -180,6 +180,14 @@ impl Cuda {
         self.touched.roles()
     }
 
+    /// A walk begins: the device is idle, and its clock and the host's start together.
+    fn begin(&mut self, program: &Program) -> Result<Instant> {
+        self.touched.begin(program);
+        self.gpu.bind()?;
+        self.epoch.record(&self.queues[&Stream::Compute])?;
+        Ok(Instant::now())
+    }
+
     /// Walks `program` once.
     ///
     /// # Errors
@@ -190,10 +198,9 @@ impl Cuda {
         port: &dyn Port,
         scalars: Scalars,
     ) -> Result<Timeline> {
+        let begun = self.begin(program)?;
         let prepared = self.prepared.get(&key(program.when));
         let prepared = prepared.unwrap_or_else(|| panic!("{:?} was not made ready", program.when));
-        self.touched.begin(program);
-        self.gpu.bind()?;
         let board = Board::new(program.events);
         let meeting = Meeting {
             board: &board,
@@ -201,7 +208,6 @@ impl Cuda {
             by_device: &prepared.by_device,
             gpu: &self.gpu,
         };
-        self.epoch.record(&self.queues[&Stream::Compute])?;
         let ground = Ground {
             program,
             prepared,
@@ -215,7 +221,6 @@ impl Cuda {
             epoch: &self.epoch,
         };
         let (queues, settings, host) = (&self.queues, self.settings, &self.host);
-        let begun = Instant::now();
         std::thread::scope(|scope| {
             let (mut senders, mut threads) = (BTreeMap::new(), Vec::new());
             for (stream, times) in with_times(program, &mut self.times) {
