@@ -18,6 +18,7 @@ mod plan;
 mod plan_torch;
 mod report;
 mod run;
+mod selftest;
 mod subject;
 mod trace;
 mod trial;
@@ -92,6 +93,8 @@ enum Command {
     Techniques,
     /// Measure this machine and write a device file
     Calibrate(calibrate::Args),
+    /// Hold a GPU against this machine's cores: memory, losses, and what it reaches
+    Selftest(selftest::Args),
     /// Find offsets for buffers of known lives, from a CSV file: as low a top as can be
     Place(place::Args),
     /// Compare what is predicted for PyTorch with measured runs
@@ -167,6 +170,7 @@ fn run(cli: &Cli) -> Result<Answer> {
         Command::Devices => list::devices(),
         Command::Techniques => list::techniques(),
         Command::Calibrate(args) => calibrate::calibrate(args, quiet),
+        Command::Selftest(args) => selftest::selftest(args, quiet),
         Command::Place(args) => place::place(args),
         Command::Compare(args) => compare::compare(args, quiet),
         Command::Bench(args) => bench::bench(args, quiet),

@@ -221,6 +221,7 @@ fn a_validation_runs_a_plan_whole_or_cut_and_every_byte_agrees() {
         layers: None,
         steps: 2,
         cores: 2,
+        gpu: None,
         folder: folder.path().into(),
         device: None,
     };

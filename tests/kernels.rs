@@ -1,7 +1,7 @@
 //! CUDA kernels without a GPU: the same text compiled for this CPU, held to each op's definition under drawn schedules.
 
 mod coverage;
-mod emulator;
+pub mod emulator;
 mod samples;
 
 use std::collections::BTreeMap;

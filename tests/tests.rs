@@ -20,6 +20,7 @@ mod compare_published;
 mod compression;
 mod configs;
 mod course;
+mod cuda;
 mod damage;
 mod derivatives;
 mod devices;

@@ -5,7 +5,7 @@ use clap::CommandFactory;
 use super::Cli;
 
 /// Commands with their examples.
-const EXAMPLES: [(&str, &[&str]); 20] = [
+const EXAMPLES: [(&str, &[&str]); 21] = [
     (
         "plan",
         &[
@@ -44,6 +44,7 @@ const EXAMPLES: [(&str, &[&str]); 20] = [
         ],
     ),
     ("validate", &["memfit validate tiny-cpu"]),
+    ("selftest", &["memfit selftest -o selftest.json"]),
     ("explain", &["memfit explain 7b-24gb"]),
     (
         "report",

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use memfit::error::{Error, Result};
 use memfit::machine::cpu::Settings;
+use memfit::machine::cuda::driver::Gpu;
 use memfit::machine::train::save::Saved;
 use memfit::machine::train::session::{self, Options, Session};
 use memfit::machine::train::text::{Coding, Corpus, HeldOut, Source};
@@ -79,12 +80,24 @@ pub struct Args {
     /// Folder of an adapter to start from, as PEFT saves it [default: random first values]
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
+    /// What trains: this machine's cores, or its first NVIDIA GPU
+    #[arg(long, value_enum, default_value_t = Runs::Cpu)]
+    pub device: Runs,
     /// Threads [default: as many as the machine has]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
     /// Folder of what lies on disk between uses [default: the system's temporary folder]
     #[arg(long, value_name = "DIR")]
     pub offload_dir: Option<PathBuf>,
+}
+
+/// What programs run on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Runs {
+    /// This machine's cores.
+    Cpu,
+    /// The first NVIDIA GPU.
+    Cuda,
 }
 
 /// How the learning rate changes after the warm-up.
@@ -138,28 +151,32 @@ pub(super) struct Ready {
 /// # Errors
 /// As [`run`].
 pub(super) fn begin(args: &Args) -> Result<Begun> {
+    args.device.capability()?; // before a search that nothing could run
     let (planned, text) = match plan(args)? {
         Chosen::Plan(plan, text) => (*plan, text),
         Chosen::Misfit(answer) => return Ok(Begun::Misfit(answer)),
     };
-    let cores = calibrate::cores();
-    let threads = match args.threads {
-        Some(0) => {
-            return Err(Error::value(
-                "--threads",
-                0,
-                "nothing can run",
-                "give 1 or more",
-            ));
-        }
-        Some(threads) => threads as u32,
-        None => estimate::threads_for(&planned, cores),
-    };
-    let plan = estimate::on_cpu(&planned, threads);
+    let plan = on_device(args, &planned)?;
     let corpus = corpus(args, &plan)?;
     let options = options(args, &plan, &text)?;
     let session = Session::open(plan, corpus, options)?;
     Ok(Begun::Session(Box::new(Ready { session, planned })))
+}
+
+/// The plan, lowered for what trains.
+fn on_device(args: &Args, planned: &Plan) -> Result<Plan> {
+    if let Some(capability) = args.device.capability()? {
+        return Ok(estimate::on_cuda(planned, capability));
+    }
+    let threads = match args.threads {
+        Some(0) => {
+            let next = "give 1 or more";
+            return Err(Error::value("--threads", 0, "nothing can run", next));
+        }
+        Some(threads) => threads as u32,
+        None => estimate::threads_for(planned, calibrate::cores()),
+    };
+    Ok(estimate::on_cpu(planned, threads))
 }
 
 /// What to run, or the answer that nothing fits.
@@ -274,9 +291,9 @@ fn options(args: &Args, plan: &Plan, text: &str) -> Result<Options> {
         ));
     }
     let folder = args.offload_dir.clone().unwrap_or_else(std::env::temp_dir);
-    let machine = match args.job.link {
-        Some(_) => link::throttled(plan)?,
-        None => Settings::default(),
+    let machine = match (args.device, &args.job.link) {
+        (Runs::Cpu, Some(_)) => link::throttled(plan)?,
+        _ => Settings::default(),
     };
     Ok(Options {
         steps: args.steps,
@@ -320,6 +337,19 @@ fn config(args: &Args, plan: &Plan) -> Result<String> {
         Ok(text) => Ok(text),
         Err(_) if args.save.is_none() => Ok(String::new()),
         Err(error) => Err(Error::io(path, "read the config of the model from", error)),
+    }
+}
+
+impl Runs {
+    /// Compute capability of the GPU, where it is one.
+    ///
+    /// # Errors
+    /// Where it is to be one and there is none.
+    pub fn capability(self) -> Result<Option<u32>> {
+        match self {
+            Runs::Cpu => Ok(None),
+            Runs::Cuda => Ok(Some(Gpu::open()?.capability)),
+        }
     }
 }
 

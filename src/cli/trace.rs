@@ -105,6 +105,7 @@ fn executed(args: &Args, plan: &memfit::plan::Plan) -> Result<(Session, Vec<Stri
         layers: args.layers,
         steps: STEPS,
         cores: calibrate::cores(),
+        gpu: None,
         folder: folder.unwrap_or_else(std::env::temp_dir),
         device: None,
     };

@@ -194,14 +194,19 @@ fn settings(args: &run::Args, candidate: &Candidate, goal: Goal) -> String {
         eval,
         weights,
         weight_decay,
+        device,
         ..
     } = args;
     let goal = match goal {
         Goal::Any => String::new(),
         goal => format!(" goal {}", goal.name()),
     };
+    let device = match device {
+        run::Runs::Cpu => "",
+        run::Runs::Cuda => " cuda",
+    };
     format!(
-        "{:?} {candidate:?} lr {} {steps} {seed} {warmup} {schedule:?} {data:?} {tokenizer:?} {eval:?} {weights:?} {weight_decay:?}{goal}",
+        "{:?} {candidate:?} lr {} {steps} {seed} {warmup} {schedule:?} {data:?} {tokenizer:?} {eval:?} {weights:?} {weight_decay:?}{goal}{device}",
         args.job, args.lr
     )
 }

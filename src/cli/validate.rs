@@ -13,6 +13,7 @@ use memfit::spec::device::Device;
 use serde_json::json;
 
 use super::job::JobArgs;
+use super::run::Runs;
 use super::{Answer, DONE, MISFIT, files, progress};
 
 /// Arguments of `validate`.
@@ -29,6 +30,9 @@ pub struct Args {
     /// Steps to run
     #[arg(long, value_name = "N", default_value_t = 2)]
     pub steps: u64,
+    /// What runs it: this machine's cores, or its first NVIDIA GPU
+    #[arg(long, value_enum, default_value_t = Runs::Cpu)]
+    pub device: Runs,
     /// This machine's device file, as `memfit calibrate -o FILE` wrote it: times are then predicted for it
     #[arg(long, value_name = "FILE")]
     pub here: Option<PathBuf>,
@@ -67,6 +71,7 @@ pub fn validate(args: &Args, quiet: bool) -> Result<Answer> {
         layers: args.layers,
         steps: args.steps,
         cores: calibrate::cores(),
+        gpu: args.device.capability()?,
         folder: args.offload_dir.clone().unwrap_or_else(std::env::temp_dir),
         device: args.here.as_deref().map(Device::from_path).transpose()?,
     };

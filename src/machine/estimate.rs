@@ -245,6 +245,13 @@ pub fn on_cpu(plan: &Plan, threads: u32) -> Plan {
     plan
 }
 
+/// The same plan lowered for a GPU of `capability`, whatever it was planned for.
+pub fn on_cuda(plan: &Plan, capability: u32) -> Plan {
+    let mut plan = plan.clone();
+    plan.job.target.backend = Backend::Cuda { capability };
+    plan
+}
+
 /// Threads that `plan`'s compute gets on a CPU of `cores`: all of them, or one fewer where copies or the host's updates
 /// run beside it.
 pub fn threads_for(plan: &Plan, cores: u32) -> u32 {

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::cpu::{Roles, Settings};
-use super::estimate::{self, Estimate, on_cpu, threads_for};
+use super::cuda::driver::Gpu;
+use super::estimate::{self, Estimate, on_cpu, on_cuda, threads_for};
 use super::measure::{self, Measurement, measure};
 use super::train::memory;
 use super::train::session::Session;
@@ -38,6 +39,8 @@ pub struct Options {
     pub steps: u64,
     /// This machine's cores.
     pub cores: u32,
+    /// Capability of the GPU that runs it; `None`: the cores do.
+    pub gpu: Option<u32>,
     /// Folder of the offload file.
     pub folder: PathBuf,
     /// This machine's calibration; without it times are those of the plan's device, and no error is stated.
@@ -152,10 +155,14 @@ fn runs(when: crate::graph::When) -> bool {
 /// The largest part of the plan that this machine can run, and what was left out.
 fn cut(plan: &Plan, options: &Options) -> Result<(Plan, Estimate, Vec<String>)> {
     let depth = plan.job.model.layers;
-    if options.layers.is_none_or(|layers| layers >= depth) && work(plan) <= STEP_WORK {
+    let most = match options.gpu {
+        Some(_) => f64::INFINITY,
+        None => STEP_WORK,
+    };
+    if options.layers.is_none_or(|layers| layers >= depth) && work(plan) <= most {
         let here = here(plan, options);
         let estimate = estimate::proved(&here)?;
-        if fits(&estimate) {
+        if fits(&estimate, options)? {
             return Ok((here, estimate, Vec::new()));
         }
     }
@@ -164,7 +171,7 @@ fn cut(plan: &Plan, options: &Options) -> Result<(Plan, Estimate, Vec<String>)> 
     loop {
         let here = here(&shallow(plan, layers, seq)?, options);
         let estimate = estimate::proved(&here)?;
-        if fits(&estimate) && work(&here) <= STEP_WORK {
+        if fits(&estimate, options)? && work(&here) <= most {
             return Ok((here, estimate, missing(plan, layers, seq)));
         }
         if seq / 2 < SHORTEST {
@@ -190,7 +197,10 @@ fn work(plan: &Plan) -> f64 {
 
 /// The plan for this machine's cores, and for its calibration where there is one.
 fn here(plan: &Plan, options: &Options) -> Plan {
-    let mut plan = on_cpu(plan, threads_for(plan, options.cores));
+    let mut plan = match options.gpu {
+        Some(capability) => on_cuda(plan, capability),
+        None => on_cpu(plan, threads_for(plan, options.cores)),
+    };
     if let Some(device) = &options.device {
         plan.job.target.device = device.clone();
     }
@@ -201,9 +211,15 @@ fn memory_of(estimate: &Estimate) -> Bytes {
     estimate.peak.gpu + estimate.peak.pinned + estimate.peak.host
 }
 
-fn fits(estimate: &Estimate) -> bool {
+/// Whether a plan fits what is free: of this machine's memory, and of the GPU's where one runs it.
+fn fits(estimate: &Estimate, options: &Options) -> Result<bool> {
     let (_, available) = memory::of_machine();
-    memory_of(estimate).0 as f64 <= SHARE * available.0 as f64
+    let fits = |bytes: Bytes, free: Bytes| bytes.0 as f64 <= SHARE * free.0 as f64;
+    if options.gpu.is_none() {
+        return Ok(fits(memory_of(estimate), available));
+    }
+    let host = estimate.peak.pinned + estimate.peak.host;
+    Ok(fits(host, available) && fits(estimate.peak.gpu, Gpu::open()?.room()?.free))
 }
 
 /// The plan's choices on a model of `layers` layers and sequences of `seq`.

@@ -194,7 +194,7 @@ impl<'a> Lowering<'a> {
             .iter()
             .map(|&i| self.step.type_of(i).clone())
             .collect();
-        let scratch = node.op.scratch(&types, self.backend);
+        let scratch = node.op.scratch(&types, backend_of(node, self.backend));
         let scratch = (scratch > Bytes::ZERO).then(|| self.scratch(node, scratch));
         let stream = node.stream;
         for value in &node.inputs {
@@ -315,6 +315,14 @@ impl<'a> Lowering<'a> {
                 self.wait(Stream::Compute, Point { stream, done });
             }
         }
+    }
+}
+
+/// Whose kernels run a node: on the host of a GPU, those of one of its threads.
+fn backend_of(node: &Node, backend: Backend) -> Backend {
+    match (node.stream, backend) {
+        (Stream::Compute, _) | (_, Backend::Cpu { .. }) => backend,
+        (_, Backend::Cuda { .. }) => Backend::Cpu { threads: 1 },
     }
 }
 

@@ -23,6 +23,7 @@ pub mod plot;
 pub mod pytorch;
 pub mod report;
 pub mod run;
+pub mod selftest;
 pub mod speeds;
 pub mod table;
 pub mod text;

@@ -43,7 +43,18 @@ impl Report<'_> {
     /// Bytes of memory the programs take in all: what the process should hold beside itself.
     fn predicted_memory(&self) -> Bytes {
         let peak = self.session.predicted().peak;
-        peak.gpu + peak.pinned + peak.host
+        match self.session.executor().cuda() {
+            Some(_) => peak.pinned + peak.host,
+            None => peak.gpu + peak.pinned + peak.host,
+        }
+    }
+
+    /// What ran the programs; the CPU needs no words.
+    fn device(&self) -> Value {
+        match self.session.executor().cuda() {
+            Some(cuda) => json!({ "name": cuda.gpu().name, "notes": cuda.notes() }),
+            None => json!({ "name": "cpu", "notes": [] }),
+        }
     }
 
     /// The run for programs: integers are bytes, durations seconds.
@@ -64,6 +75,7 @@ impl Report<'_> {
                 "phases": self.phases(),
             },
             "calibrated": self.calibrated,
+            "device": self.device(),
             "losses": progress.losses,
             "eval_losses": progress.evaluations.iter().map(|(step, loss)| json!({"step": step, "loss": loss})).collect::<Value>(),
             "tokens_per_second": self.tokens_per_second(),
@@ -86,7 +98,12 @@ impl Report<'_> {
             .map_or(String::new(), |(_, loss)| format!(", held-out {loss:.4}"));
         let speed = format!("{:.0} tokens/s", self.tokens_per_second());
         let head = format!("{} steps{last}{held_out}, {speed}\n", progress.step);
-        format!("{head}\n{}\n{}", self.memory(), self.time())
+        let device = self.session.executor().cuda().map(|cuda| {
+            let notes = cuda.notes().join("\n");
+            format!("on {}\n{notes}\n\n", cuda.gpu().name)
+        });
+        let device = device.unwrap_or_default();
+        format!("{head}\n{device}{}\n{}", self.memory(), self.time())
     }
 
     fn memory(&self) -> String {

@@ -70,6 +70,12 @@ impl Arena {
         Bytes(self.bytes as u64)
     }
 
+    /// The pages that hold it: their address and their bytes.
+    pub fn pages(&self) -> (*mut libc::c_void, usize) {
+        let end = self.base.as_ptr() as usize + self.bytes;
+        (self.mapping, end - self.mapping as usize)
+    }
+
     fn at(&self, offset: u64, len: u64) -> *mut u8 {
         let end = offset.checked_add(len);
         assert!(

@@ -1,9 +1,10 @@
 //! The machine that really runs: places are arenas of the planned bytes, streams are threads.
 
 pub mod arena;
-mod stream;
+pub(in crate::machine) mod places;
+pub(in crate::machine) mod stream;
 mod touched;
-mod walk;
+pub(in crate::machine) mod walk;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -16,10 +17,10 @@ use crate::graph::op::{Port, Scalars};
 use crate::program::{Instr, Program};
 use crate::spec::job::{Backend, PerPlace, Place};
 use crate::spec::units::Bytes;
-use arena::{Arena, DiskFile};
-use stream::{Board, Range, Worker};
+use places::Places;
+use stream::{Board, Worker};
 pub use touched::Roles;
-use touched::Touched;
+pub(in crate::machine) use touched::Touched;
 use walk::{Walk, buffers};
 
 /// How the CPU stands in for another device.
@@ -33,62 +34,6 @@ pub struct Settings {
     pub poison: bool,
     /// Seed of all randomness.
     pub seed: u64,
-}
-
-/// The memory of a set of programs on this machine.
-#[derive(Debug)]
-pub struct Places {
-    gpu: Arena,
-    pinned: Arena,
-    host: Arena,
-    disk: Option<DiskFile>,
-}
-
-impl Places {
-    fn arena(&self, place: Place) -> &Arena {
-        match place {
-            Place::Gpu => &self.gpu,
-            Place::Pinned => &self.pinned,
-            Place::Host => &self.host,
-            Place::Disk => panic!("the disk is a file: it is read and written, never mapped"),
-        }
-    }
-
-    fn file(&self) -> &DiskFile {
-        self.disk
-            .as_ref()
-            .unwrap_or_else(|| panic!("a program without disk buffers touched the disk"))
-    }
-
-    #[allow(unsafe_code)]
-    fn read(&self, range: Range) -> &[u8] {
-        // SAFETY: `check` proved that no write to these bytes is unordered with this read.
-        unsafe { self.arena(range.place).read(range.offset, range.bytes) }
-    }
-
-    #[allow(unsafe_code, clippy::mut_from_ref)]
-    fn write(&self, range: Range) -> &mut [u8] {
-        // SAFETY: `check` proved that no other access to these bytes is unordered with this write.
-        unsafe { self.arena(range.place).write(range.offset, range.bytes) }
-    }
-
-    fn copy(&self, from: Range, to: Range) -> Result<()> {
-        match (from.place, to.place) {
-            (Place::Disk, Place::Disk) => panic!("nothing copies disk to disk"),
-            (Place::Disk, _) => self.file().read(from.offset, self.write(to)),
-            (_, Place::Disk) => self.file().write(to.offset, self.read(from)),
-            _ => {
-                self.write(to).copy_from_slice(self.read(from));
-                Ok(())
-            }
-        }
-    }
-
-    fn poison(&self, range: Range) {
-        if range.place != Place::Disk {
-            self.write(range).fill(0xff); // NaN in every float format
-        }
-    }
 }
 
 /// This machine's cores and memory as device, host and disk.
@@ -126,15 +71,7 @@ impl Cpu {
                 ));
             }
         };
-        let disk = (height.disk > Bytes::ZERO)
-            .then(|| DiskFile::new(folder))
-            .transpose()?;
-        let places = Places {
-            gpu: Arena::new("gpu", height.gpu)?,
-            pinned: Arena::new("pinned", height.pinned)?,
-            host: Arena::new("host", height.host)?,
-            disk,
-        };
+        let places = Places::new(height, folder)?;
         let mark = PerPlace::default();
         Ok(Cpu {
             places,
@@ -236,7 +173,7 @@ impl Cpu {
 }
 
 /// A pool of `threads`.
-fn pool(threads: usize) -> Result<rayon::ThreadPool> {
+pub(in crate::machine) fn pool(threads: usize) -> Result<rayon::ThreadPool> {
     rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
         .build()
@@ -244,7 +181,7 @@ fn pool(threads: usize) -> Result<rayon::ThreadPool> {
 }
 
 /// The rate a stream is held to.
-fn throttle(settings: Settings, stream: Stream) -> Option<f64> {
+pub(in crate::machine) fn throttle(settings: Settings, stream: Stream) -> Option<f64> {
     match stream {
         Stream::ToDevice | Stream::ToHost => settings.link,
         Stream::DiskRead | Stream::DiskWrite => settings.disk,
@@ -253,7 +190,7 @@ fn throttle(settings: Settings, stream: Stream) -> Option<f64> {
 }
 
 /// The streams a program uses.
-fn streams(program: &Program) -> Vec<Stream> {
+pub(in crate::machine) fn streams(program: &Program) -> Vec<Stream> {
     let used = |stream: &Stream| {
         program.code.iter().any(|i| match i {
             Instr::Launch { stream: s, .. } | Instr::Copy { stream: s, .. } => s == stream,

@@ -4,7 +4,7 @@ use std::sync::mpsc::Receiver;
 use std::sync::{Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use super::Places;
+use super::places::Places;
 use crate::error::{Error, Result};
 use crate::graph::Stream;
 use crate::graph::op::{Io, Port, Scalars, View, ViewMut};
@@ -45,6 +45,35 @@ pub enum Task {
     Poison(Range),
 }
 
+/// How a stream of this machine's threads meets the events of a walk.
+pub trait Events: Sync {
+    /// An event happens.
+    fn signal(&self, event: usize);
+
+    /// Waits for an event; false where another stream has failed instead.
+    ///
+    /// # Errors
+    /// Where what it stands for has failed.
+    fn wait(&self, event: usize) -> Result<bool>;
+
+    /// Records a failure and lets everybody go.
+    fn fail(&self, error: Error);
+}
+
+impl Events for Board {
+    fn signal(&self, event: usize) {
+        Board::signal(self, event);
+    }
+
+    fn wait(&self, event: usize) -> Result<bool> {
+        Ok(Board::wait(self, event))
+    }
+
+    fn fail(&self, error: Error) {
+        Board::fail(self, error);
+    }
+}
+
 /// The events of one walk, and the first failure.
 #[derive(Debug)]
 pub struct Board {
@@ -79,13 +108,14 @@ impl Board {
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    fn signal(&self, event: usize) {
+    /// An event happens.
+    pub fn signal(&self, event: usize) {
         self.lock().happened[event] = true;
         self.changed.notify_all();
     }
 
     /// Waits for `event`; false where a stream has failed instead.
-    fn wait(&self, event: usize) -> bool {
+    pub fn wait(&self, event: usize) -> bool {
         let mut state = self.lock();
         while !state.happened[event] && !state.failed {
             state = self
@@ -119,7 +149,7 @@ pub struct Worker<'a> {
     /// The memory.
     pub places: &'a Places,
     /// Events.
-    pub board: &'a Board,
+    pub board: &'a dyn Events,
     /// The outside.
     pub port: &'a dyn Port,
     /// Numbers of the step.
@@ -174,7 +204,7 @@ impl Worker<'_> {
                 self.board.signal(event);
                 return Ok(true);
             }
-            Task::Wait(event) => return Ok(self.board.wait(event)),
+            Task::Wait(event) => return self.board.wait(event),
             Task::Poison(range) => {
                 self.places.poison(range);
                 return Ok(true);

@@ -12,7 +12,7 @@ pub type Roles = BTreeMap<Role, Bytes>;
 
 /// The buffers in use, and the roles when they were most.
 #[derive(Debug, Default)]
-pub(super) struct Touched {
+pub(in crate::machine) struct Touched {
     /// Shared buffers handed out in this or an earlier program, by what they are called in every set of programs.
     shared: BTreeSet<Name>,
     /// The others, in this program.
@@ -23,7 +23,7 @@ pub(super) struct Touched {
 
 impl Touched {
     /// A program begins: what earlier ones left is what they share.
-    pub(super) fn begin(&mut self, program: &Program) {
+    pub(in crate::machine) fn begin(&mut self, program: &Program) {
         self.live.clear();
         self.now = PerPlace::default();
         for (id, buffer) in program.buffers.iter().enumerate() {
@@ -34,7 +34,7 @@ impl Touched {
     }
 
     /// A buffer is handed to an op or a copy.
-    pub(super) fn hand_out(&mut self, program: &Program, id: BufferId) {
+    pub(in crate::machine) fn hand_out(&mut self, program: &Program, id: BufferId) {
         let buffer = program.buffer(id);
         let new = match buffer.shared {
             true if self.shared.contains(&buffer.name) => false,
@@ -57,7 +57,7 @@ impl Touched {
     }
 
     /// A buffer's bytes may be another's.
-    pub(super) fn free(&mut self, program: &Program, id: BufferId) {
+    pub(in crate::machine) fn free(&mut self, program: &Program, id: BufferId) {
         let buffer = program.buffer(id);
         if self.live.remove(&id.0) {
             let held = self.now[buffer.place].entry(buffer.role).or_default();
@@ -66,7 +66,7 @@ impl Touched {
     }
 
     /// The roles of each place when their sum was largest.
-    pub(super) fn roles(&self) -> PerPlace<Roles> {
+    pub(in crate::machine) fn roles(&self) -> PerPlace<Roles> {
         let filled = |roles: &Roles| {
             let held = roles.iter().filter(|(_, bytes)| **bytes > Bytes::ZERO);
             held.map(|(role, bytes)| (*role, *bytes)).collect()

@@ -16,7 +16,7 @@ use crate::spec::job::PerPlace;
 use crate::spec::units::{Bytes, Seconds};
 
 /// The buffer of each storage.
-pub(super) fn buffers(program: &Program) -> Vec<Option<BufferId>> {
+pub(in crate::machine) fn buffers(program: &Program) -> Vec<Option<BufferId>> {
     let mut of = vec![None; program.step.storages.len()];
     for (index, buffer) in program.buffers.iter().enumerate() {
         if let Some(storage) = buffer.storage {
@@ -27,22 +27,23 @@ pub(super) fn buffers(program: &Program) -> Vec<Option<BufferId>> {
 }
 
 /// One walk over a program: the machine's side of the run loop.
-pub(super) struct Walk<'a, 'scope> {
-    pub(super) program: &'a Program,
-    pub(super) queues: BTreeMap<Stream, Sender<Task>>,
-    pub(super) threads: Vec<std::thread::ScopedJoinHandle<'scope, Vec<Mark>>>,
-    pub(super) board: &'a Board,
-    pub(super) epoch: Instant,
-    pub(super) poison: bool,
-    pub(super) mark: &'a mut PerPlace<Bytes>,
-    pub(super) touched: &'a mut Touched,
+pub(in crate::machine) struct Walk<'a, 'scope> {
+    pub(in crate::machine) program: &'a Program,
+    pub(in crate::machine) queues: BTreeMap<Stream, Sender<Task>>,
+    pub(in crate::machine) threads: Vec<std::thread::ScopedJoinHandle<'scope, Vec<Mark>>>,
+    pub(in crate::machine) board: &'a Board,
+    pub(in crate::machine) epoch: Instant,
+    pub(in crate::machine) poison: bool,
+    pub(in crate::machine) mark: &'a mut PerPlace<Bytes>,
+    pub(in crate::machine) touched: &'a mut Touched,
     /// Live transient ranges, start to end: a last guard against overlap.
-    pub(super) live: PerPlace<BTreeMap<u64, u64>>,
-    pub(super) buffers: Vec<Option<BufferId>>,
+    pub(in crate::machine) live: PerPlace<BTreeMap<u64, u64>>,
+    pub(in crate::machine) buffers: Vec<Option<BufferId>>,
 }
 
 impl Walk<'_, '_> {
-    pub(super) fn all(mut self) -> Result<Timeline> {
+    /// The whole walk; what is queued is done, or everything has stopped, when it returns.
+    pub(in crate::machine) fn all(mut self) -> Result<Timeline> {
         let ran = crate::machine::run(self.program, &mut self);
         if ran.is_err() {
             // Streams may be waiting for events that will not come.

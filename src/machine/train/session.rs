@@ -1,4 +1,4 @@
-//! A training run of a plan on this machine's cores, predicted and measured side by side.
+//! A training run of a plan on the machine it is lowered for, predicted and measured side by side.
 
 mod decisions;
 
@@ -13,12 +13,13 @@ use super::text::{Corpus, Rows, Split};
 use crate::error::Result;
 use crate::graph::When;
 use crate::graph::op::Scalars;
-use crate::machine::cpu::{Cpu, Settings};
+use crate::machine::cpu::Settings;
 use crate::machine::estimate::{self, Estimate};
+use crate::machine::executor::Executor;
 use crate::machine::timeline::Timeline;
 use crate::plan::Plan;
 use crate::program::check::check;
-use crate::program::{Program, height, renewing, updating};
+use crate::program::{Program, renewing, updating};
 use crate::spec::job::PerPlace;
 use crate::spec::units::{Bytes, Seconds};
 use crate::technique::Policy;
@@ -87,7 +88,7 @@ pub struct Session {
     programs: Vec<Program>,
     storages: Vec<Kept>,
     predicted: Estimate,
-    cpu: Cpu,
+    executor: Executor,
     desk: Desk,
     corpus: Corpus,
     options: Options,
@@ -103,7 +104,7 @@ impl Session {
     /// Lowers and checks `plan` for the backend it names, takes its memory, and fills it.
     ///
     /// # Errors
-    /// Where the plan is no CPU plan, text or weights do not fit it, or memory is refused.
+    /// Where the plan's machine is not there, text or weights do not fit it, or memory is refused.
     pub fn open(plan: Plan, corpus: Corpus, options: Options) -> Result<Session> {
         corpus.check(plan.job.seq)?;
         memory::reset_peak();
@@ -118,12 +119,8 @@ impl Session {
             seed: progress.seed,
             ..options.machine
         };
-        let cpu = Cpu::new(
-            height(&programs),
-            plan.job.target.backend,
-            &options.folder,
-            settings,
-        )?;
+        let backend = plan.job.target.backend;
+        let executor = Executor::open(&programs, backend, &options.folder, settings)?;
         let desk = Desk::new(plan.job.model.clone(), &storages, origin);
         let (seconds, timelines) = (Vec::new(), Vec::new());
         let mut session = Session {
@@ -131,7 +128,7 @@ impl Session {
             programs,
             storages,
             predicted,
-            cpu,
+            executor,
             desk,
             corpus,
             options,
@@ -177,14 +174,19 @@ impl Session {
         &self.progress
     }
 
+    /// What it runs on.
+    pub fn executor(&self) -> &Executor {
+        &self.executor
+    }
+
     /// The machine's own marks.
     pub fn mark(&self) -> PerPlace<Bytes> {
-        self.cpu.mark()
+        self.executor.mark()
     }
 
     /// Who held each place when what was handed out of it was most.
     pub fn roles(&self) -> PerPlace<crate::machine::cpu::Roles> {
-        self.cpu.roles()
+        self.executor.roles()
     }
 
     /// The most memory the process has held since the session was opened, less what it held before.
@@ -382,6 +384,6 @@ impl Session {
         };
         let program = self.programs.iter().find(|p| p.when == when);
         let program = program.unwrap_or_else(|| panic!("a plan's programs include {when:?}"));
-        self.cpu.run(program, &self.desk, scalars)
+        self.executor.run(program, &self.desk, scalars)
     }
 }

@@ -69,6 +69,7 @@ impl Session {
         let programs = self.lowered(policy.as_mut());
         self.policy = Some(policy);
         let programs = programs?;
+        self.executor.prepare(&programs)?;
         self.storages = storages(&programs);
         self.desk.know(&self.storages);
         self.programs = programs;
