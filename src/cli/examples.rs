@@ -33,14 +33,14 @@ const EXAMPLES: [(&str, &[&str]); 21] = [
     (
         "trial",
         &[
-            "memfit trial --model tiny --gpu 64MiB --seq 64 --batch 4 --steps 10 --candidates adamw,sgd:lr=1e-2",
+            "memfit trial --model tiny --gpu 64MiB --seq 64 --batch 4 --steps 10 --candidates adamw,lion",
         ],
     ),
     (
         "estimate",
         &[
             "memfit estimate --model gpt2 --torch batch=4,seq=512,autocast=bf16",
-            "memfit estimate --model llama-3.2-1b --gpu 24GB --torch batch=1,seq=2048,param_dtype=bf16,lora.r=16",
+            "memfit estimate --model llama-3.2-1b --gpu 24GB --torch batch=1,seq=2048,lora.r=16",
         ],
     ),
     ("validate", &["memfit validate tiny-cpu"]),

@@ -14,7 +14,7 @@ impl Problems {
     pub fn proposal(&self, problem: &Problem, counts: &Counts) -> Proposal {
         let layers = problem.layers.count;
         let at_home = counts.kinds.get(1).map_or(0, |&n| n as u64);
-        let kept: BTreeSet<u64> = spread(at_home, layers);
+        let kept: BTreeSet<u64> = kept(at_home, layers);
         let mut sites: BTreeMap<(Fate, BTreeSet<u64>), Vec<usize>> = BTreeMap::new();
         for saved in 0..self.saved.len() {
             for (fate, set) in self.fates(saved, counts, &kept, layers) {
@@ -124,6 +124,14 @@ impl Problems {
         }
         choice
     }
+}
+
+/// The `at_home` of `layers` layers whose parameters and states stay. The others lie evenly among them, each as late as it may: what
+/// belongs to the earliest of them is brought and sent last, when the less of the backward pass is left to hide it.
+fn kept(at_home: u64, layers: u64) -> BTreeSet<u64> {
+    let away = layers - at_home.min(layers);
+    let away: BTreeSet<u64> = (1..=away).map(|i| i * layers / away - 1).collect();
+    (0..layers).filter(|layer| !away.contains(layer)).collect()
 }
 
 /// `count` of `layers` layers, evenly.

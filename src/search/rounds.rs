@@ -19,7 +19,12 @@ use crate::spec::units::Bytes;
 const ROUND: usize = 2;
 
 /// Most plans that are lowered whole of those solved for, and of those others would make; and layers in all of either.
-const WHOLE: (usize, u64) = (8, 320);
+const WHOLE: (usize, u64) = (16, 480);
+
+/// What others would do is lowered too where it is proposed to be slower by no more than this than the best that was found, as long as it is
+/// one of so many.
+const DOUBT: f64 = 1.15;
+const DOUBTED: usize = 4;
 
 /// Plans proposed to be slower than the fastest by this are not solved for: proposals are not so far off.
 const FAR: f64 = 1.25;
@@ -108,13 +113,14 @@ impl<'a> Rounds<'a> {
             .fold(f64::INFINITY, f64::min)
     }
 
-    /// What others would do and is proposed to be faster than all that was solved for turned out to be.
+    /// What others would do and is proposed to be faster than all that was solved for turned out to be, or hardly slower.
     pub(super) fn others(&mut self) -> Vec<Proposed> {
         let best = self.best();
         let mut others = std::mem::take(&mut self.known);
-        others.retain(|p| p.counts.seconds < best && !self.tried.contains(p));
+        others.retain(|p| p.counts.seconds < best * DOUBT && !self.tried.contains(p));
         others.sort_by(by_seconds);
-        others.truncate(self.whole());
+        let faster = others.partition_point(|p| p.counts.seconds < best);
+        others.truncate(self.whole().min(faster.max(DOUBTED)));
         others
     }
 
@@ -129,7 +135,8 @@ impl<'a> Rounds<'a> {
             .whole()
             .saturating_sub(self.candidates.len())
             .min(ROUND);
-        let next: Vec<Proposed> = self.open.drain(..left.min(self.open.len())).collect();
+        let next = self.open.drain(..left.min(self.open.len())).collect();
+        let next: Vec<Proposed> = Vec::into_iter(next).map(|p| self.anew(p)).collect();
         (!next.is_empty()).then_some(next)
     }
 
@@ -169,6 +176,42 @@ impl<'a> Rounds<'a> {
         unreachable!("the last round returns")
     }
 
+    /// The plan of a problem that was solved before others showed what copies cost, as it is solved now.
+    fn anew(&self, proposed: Proposed) -> Proposed {
+        let Proposed { problem, .. } = proposed;
+        let room = &self.rooms[problem];
+        if room.loss == [0.0; 2] || self.is_tried(problem) {
+            return proposed;
+        }
+        let again = self.problems.all[problem].layers.fastest(room);
+        again.map_or(proposed, |counts| Proposed { problem, counts })
+    }
+
+    fn is_tried(&self, problem: usize) -> bool {
+        self.tried.iter().any(|tried| tried.problem == problem)
+    }
+
+    /// Lets problems that were not tried yet expect to lose as much over their copies as the one that lost least.
+    fn warn(&mut self) {
+        let lost = |half: usize| {
+            let tried = self
+                .tried
+                .iter()
+                .map(|tried| self.rooms[tried.problem].loss[half]);
+            tried.filter(|loss| *loss > 0.0).reduce(f64::min)
+        };
+        let loss = [0, 1].map(|half| lost(half).unwrap_or(0.0));
+        for problem in 0..self.rooms.len() {
+            if !self.is_tried(problem) {
+                self.rooms[problem].loss = loss;
+            }
+        }
+        for open in &mut self.open {
+            let layers = &self.problems.all[open.problem].layers;
+            open.counts.seconds = self.rooms[open.problem].seconds(layers, &open.counts);
+        }
+    }
+
     /// Enters what a plan really takes, and solves its problem again.
     pub(super) fn learn(&mut self, tried: Tried) {
         let Proposed { problem, counts } = &tried.proposed;
@@ -181,9 +224,6 @@ impl<'a> Rounds<'a> {
             true => ((tried.halves[half] - counted[half]) / copies[half]).clamp(0.0, 1.0),
             false => 0.0,
         });
-        for open in self.open.iter_mut().filter(|p| p.problem == *problem) {
-            open.counts.seconds = room.seconds(layers, &open.counts);
-        }
         let again = layers.fastest(room);
         self.open.extend(again.map(|counts| Proposed {
             problem: *problem,
@@ -191,6 +231,7 @@ impl<'a> Rounds<'a> {
         }));
         self.candidates.push(tried.candidate);
         self.tried.push(tried.proposed);
+        self.warn();
     }
 }
 
