@@ -32,7 +32,9 @@ pub fn of(problems: &Problems, budget: &Budget) -> Vec<Point> {
         let kind = problem.layers.kinds[0];
         problem.layers.rest.peak.gpu + kind.takes.peak.gpu * problem.layers.count as f64
     };
-    let low = problems.all.iter().map(least).fold(f64::INFINITY, f64::min);
+    // What stays at home beside the layers takes no less than where it goes too.
+    let away = problems.all.iter().filter(|p| !p.beside_at_home);
+    let low = away.map(least).fold(f64::INFINITY, f64::min);
     let high = problems.all.iter().map(most).fold(0.0, f64::max);
     let ratio = (high / low).max(1.0);
     let memory = |at: u32| low * ratio.powf(f64::from(at) / f64::from(POINTS - 1)) * 1.001;
