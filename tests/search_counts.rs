@@ -18,9 +18,10 @@ fn demand(compute: f64, copies: f64) -> Demand {
 }
 
 fn on_device(gib: f64) -> PerPlace<f64> {
-    let mut places = PerPlace::default();
-    places.gpu = gib * GIB;
-    places
+    PerPlace {
+        gpu: gib * GIB,
+        ..PerPlace::default()
+    }
 }
 
 /// A kind whose layers hold `gib`, compute for `seconds` in each half and move for as long as `copies`.

@@ -25,11 +25,11 @@ impl Memory {
         gpu.bind()?;
         let base = match bytes {
             Bytes::ZERO => 0,
-            // SAFETY: a fresh piece; given back once, when this is dropped.
-            _ => check(
-                || format!("{bytes} ({}) of {}", bytes.0, gpu.name),
-                unsafe { result::malloc_sync(bytes.0 as usize) },
-            )?,
+            _ => {
+                // SAFETY: a fresh piece; given back once, when this is dropped.
+                let taken = unsafe { result::malloc_sync(bytes.0 as usize) };
+                check(|| format!("{bytes} ({}) of {}", bytes.0, gpu.name), taken)?
+            }
         };
         Ok(Memory {
             base,
