@@ -99,7 +99,7 @@ impl Layers {
     /// The fastest whole counts found within `room`; `None` where there are none.
     ///
     /// Copies pass beside the compute of all layers in their half of the step, which lasts as long as its longest server, and as the
-    /// pipeline of each kind alone did. Branch and bound, best first, until [`GAP`] or a number of nodes that is larger the fewer
+    /// pipeline of each kind alone did. Branch and bound, best first, until a ten-thousandth of the step or a number of nodes that is larger the fewer
     /// layers there are: then each counts for more.
     pub fn fastest(&self, room: &Room) -> Option<Counts> {
         let limits = Limits::of(self);
