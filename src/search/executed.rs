@@ -1,7 +1,7 @@
 //! Plans that were solved for, executed on this machine over throttled links: their bytes, their time, and their order.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -65,6 +65,22 @@ const SUBJECTS: [Subject; 3] = [
         seq: 256,
     },
 ];
+
+impl Subject {
+    /// Its step in f32 with AdamW, on `threads` of the device.
+    fn job(&self, device: &Device, host: Host, threads: u32) -> Result<Job> {
+        let mut target = Target::new(device.clone(), host);
+        target.backend = Backend::Cpu { threads };
+        Ok(Job {
+            model: (self.model)()?,
+            seq: self.seq,
+            batch: self.batch,
+            precision: Precision::F32,
+            optimizer: Optimizer("adamw".into()),
+            target,
+        })
+    }
+}
 
 /// A plan that was solved for, and its run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -155,17 +171,8 @@ fn solved(
         link: Some(link as f64 * 1e6),
         ..Host::default()
     };
-    let mut target = Target::new(here.clone(), host);
     let threads = here.threads.map_or(1, |all| all.saturating_sub(1).max(1));
-    target.backend = Backend::Cpu { threads };
-    let job = Job {
-        model: (subject.model)()?,
-        seq: subject.seq,
-        batch: subject.batch,
-        precision: Precision::F32,
-        optimizer: Optimizer("adamw".into()),
-        target,
-    };
+    let job = subject.job(here, host, threads)?;
     let whole = estimate::quick(&Plan::new(job.clone(), vec![])?)?.peak.gpu;
     let mut request = Request {
         job,
@@ -228,17 +235,7 @@ pub fn lowered(row: &Row, here: &Device) -> Result<BTreeMap<String, String>> {
     let Some(subject) = subject else {
         return Ok(BTreeMap::new());
     };
-    let mut target = Target::new(here.clone(), Host::default());
-    let threads = row.threads;
-    target.backend = Backend::Cpu { threads };
-    let job = Job {
-        model: (subject.model)()?,
-        seq: subject.seq,
-        batch: subject.batch,
-        precision: Precision::F32,
-        optimizer: Optimizer("adamw".into()),
-        target,
-    };
+    let job = subject.job(here, Host::default(), row.threads)?;
     let choices = row.choices.iter().map(|c| Choice::parse(c));
     let plan = Plan::new(job, choices.collect::<Result<_>>()?)?;
     Ok(hashes(&estimate::all(&plan)?))
@@ -299,12 +296,4 @@ fn spearman(pairs: &[(f64, f64)]) -> f64 {
         both.map(|(x, y)| (x - middle) * (y - middle)).sum()
     };
     sum(&a, &b) / (sum(&a, &a) * sum(&b, &b)).sqrt().max(f64::MIN_POSITIVE)
-}
-
-/// The rows of `path`.
-///
-/// # Errors
-/// Where the file cannot be read.
-pub fn read(path: &Path) -> Result<Vec<Row>> {
-    rows::latest(path)
 }

@@ -79,15 +79,7 @@ pub fn explain(
 fn as_fixed(request: &Request) -> Result<Candidate> {
     let plan = Plan::new(request.job.clone(), request.fixed.clone())?;
     let estimate = estimate::quick(&plan)?;
-    Ok(Candidate {
-        name: "as fixed".to_string(),
-        family: None,
-        bound: None,
-        plan,
-        proposed: estimate.step,
-        estimate,
-        exact: true,
-    })
+    Ok(Candidate::whole("as fixed", plan, estimate))
 }
 
 /// Where in the text of `program` the load of `place` is largest, in words.

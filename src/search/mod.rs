@@ -73,6 +73,19 @@ pub struct Certificate {
 const CLASS: &str = "each saved value of each layer kept, computed again within its layer or sent away once; each layer's parameters and states in one of the homes; copies at most two half layers ahead or as far as the next layer that has some; layers alike in time; the method and the number of micro-batches as they are";
 
 impl Candidate {
+    /// `plan` with the `estimate` of its whole programs, as nobody proposed it.
+    pub fn whole(name: impl Into<String>, plan: Plan, estimate: Estimate) -> Candidate {
+        Candidate {
+            name: name.into(),
+            family: None,
+            bound: None,
+            plan,
+            proposed: estimate.step,
+            estimate,
+            exact: true,
+        }
+    }
+
     /// Whether it stays within `budget`.
     pub fn fits(&self, budget: &Budget) -> bool {
         budget.passed(&self.estimate.peak).is_none()
@@ -220,15 +233,7 @@ impl Found {
 pub fn of_plan(request: &Request, plan: &Plan, name: &str, estimate: Estimate) -> Result<Answer> {
     let begin = Instant::now();
     let budget = request.job.target.budget();
-    let own = Candidate {
-        name: name.to_string(),
-        family: None,
-        bound: None,
-        plan: plan.clone(),
-        exact: true,
-        proposed: estimate.step,
-        estimate,
-    };
+    let own = Candidate::whole(name, plan.clone(), estimate);
     let (priced, problems) = rayon::join(
         || price::all(request),
         || problem::Problems::of(request).map(|problems| front::of(&problems, &budget)),

@@ -30,28 +30,15 @@ pub fn all(request: &Request) -> Result<Vec<Candidate>> {
         let plan = plan(request, &proposals[index])?;
         if !deep {
             let estimate = estimate::quick(&plan)?;
-            return Ok(Candidate {
-                name,
-                family: None,
-                bound: None,
-                proposed: estimate.step,
-                estimate,
-                plan,
-                exact: true,
-            });
+            return Ok(Candidate::whole(name, plan, estimate));
         }
         let near = estimate::quick(&self::plan(&near, &lists.0[index])?)?;
         let far = estimate::quick(&self::plan(&far, &lists.1[index])?)?;
         let tokens = (request.job.batch * request.job.seq) as f64;
         let estimate = continued(&near, &far, layers, tokens);
         Ok(Candidate {
-            name,
-            family: None,
-            bound: None,
-            plan,
-            proposed: estimate.step,
-            estimate,
             exact: false,
+            ..Candidate::whole(name, plan, estimate)
         })
     };
     let priced: Vec<Result<Candidate>> = (0..proposals.len()).into_par_iter().map(one).collect();

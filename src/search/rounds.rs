@@ -56,6 +56,7 @@ pub(super) struct Tried {
 pub(super) struct Rounds<'a> {
     problems: &'a Problems,
     request: &'a Request,
+    budget: &'a Budget,
     /// Within what each problem is solved for.
     rooms: Vec<Room<'a>>,
     open: Vec<Proposed>,
@@ -81,6 +82,7 @@ impl<'a> Rounds<'a> {
         Rounds {
             problems,
             request,
+            budget,
             rooms: vec![room; problems.all.len()],
             open,
             known,
@@ -104,10 +106,7 @@ impl<'a> Rounds<'a> {
 
     /// The fastest step that was found to fit.
     fn best(&self) -> f64 {
-        let fitting = self
-            .candidates
-            .iter()
-            .filter(|c| self.rooms.first().is_some_and(|room| c.fits(room.budget)));
+        let fitting = self.candidates.iter().filter(|c| c.fits(self.budget));
         fitting
             .map(|c| c.estimate.step.0)
             .fold(f64::INFINITY, f64::min)
@@ -135,8 +134,9 @@ impl<'a> Rounds<'a> {
             .whole()
             .saturating_sub(self.candidates.len())
             .min(ROUND);
-        let next = self.open.drain(..left.min(self.open.len())).collect();
-        let next: Vec<Proposed> = Vec::into_iter(next).map(|p| self.anew(p)).collect();
+        let rest = self.open.split_off(left.min(self.open.len()));
+        let next = std::mem::replace(&mut self.open, rest).into_iter();
+        let next: Vec<Proposed> = next.map(|p| self.anew(p)).collect();
         (!next.is_empty()).then_some(next)
     }
 
@@ -276,7 +276,7 @@ fn known(problems: &Problems, budget: &Budget, far: f64) -> Vec<Proposed> {
             })
         };
         let all = problems.all.iter().enumerate().filter_map(counts);
-        all.min_by(|a, b| a.counts.seconds.total_cmp(&b.counts.seconds))
+        all.min_by(by_seconds)
     };
     POLICIES.par_iter().filter_map(best).collect()
 }

@@ -34,15 +34,7 @@ pub fn whole(
     };
     let plan = price::plan(request, &proposal)?;
     let estimate = estimate::quick(&plan)?;
-    Ok(Candidate {
-        name: proposal.name,
-        family: None,
-        bound: None,
-        plan,
-        proposed: estimate.step,
-        estimate,
-        exact: true,
-    })
+    Ok(Candidate::whole(proposal.name, plan, estimate))
 }
 
 /// Where nothing else fits: segments of two layers, of twice as many, and so on until one fits, with the homes that take least.

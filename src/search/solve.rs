@@ -149,12 +149,7 @@ pub(super) fn candidate(
     counts: &Counts,
 ) -> Candidate {
     Candidate {
-        name,
-        family: None,
-        bound: None,
-        plan,
-        estimate,
-        exact: true,
         proposed: Seconds(counts.seconds),
+        ..Candidate::whole(name, plan, estimate)
     }
 }

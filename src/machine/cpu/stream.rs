@@ -140,6 +140,12 @@ impl Board {
     }
 }
 
+/// A task of `stream` that panicked: a range outside of its memory stops it, and with it the run.
+pub fn stopped(stream: Stream) -> Error {
+    let why = format!("the {stream:?} stream stopped inside a task");
+    Error::shape("run", why)
+}
+
 /// What one stream's thread needs.
 pub struct Worker<'a> {
     /// Its stream.
@@ -179,7 +185,7 @@ impl Worker<'_> {
             let ran = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                 self.task(task, &mut marks)
             }));
-            match ran.unwrap_or_else(|_| Err(self.stopped())) {
+            match ran.unwrap_or_else(|_| Err(stopped(self.stream))) {
                 Ok(true) => {}
                 Ok(false) => break,
                 Err(error) => {
@@ -189,11 +195,6 @@ impl Worker<'_> {
             }
         }
         marks
-    }
-
-    fn stopped(&self) -> Error {
-        let why = format!("the {:?} stream stopped inside a task", self.stream);
-        Error::shape("run", why)
     }
 
     /// One task; false where another stream has failed.

@@ -1,17 +1,16 @@
 //! What a GPU reaches: a product, a copy within its memory, and the link, each way and both ways at once.
-#![allow(unsafe_code)] // a kernel is launched, and pinned memory is handed to copies
+#![allow(unsafe_code)] // pinned memory is handed to copies
 
 use std::time::Instant;
 
-use cudarc::driver::result;
 use serde::{Deserialize, Serialize};
 
-use super::driver::{Gpu, Queue, check};
+use super::driver::{Gpu, Queue};
 use super::memory::{Memory, Transfer, pin, unpin};
 use super::modules::{Function, Modules};
 use super::prepared::word;
 use crate::error::Result;
-use crate::graph::op::kernel::{Gemm, Launch, Matrix, Memory as Of, Pointer, THREADS};
+use crate::graph::op::kernel::{Gemm, Launch, Matrix, Memory as Of, Pointer};
 use crate::graph::tensor::DType;
 use crate::machine::cpu::arena::Arena;
 use crate::spec::units::Bytes;
@@ -205,24 +204,9 @@ fn launch(gpu: &Gpu, queue: &Queue, modules: &mut Modules) -> Result<f64> {
     Ok(timed(queues, all)? / f64::from(COUNT))
 }
 
+/// Queues a launch whose memory all begins `at`.
 fn start(queue: &Queue, function: Function, launch: &Launch, at: u64) -> Result<()> {
     let words = launch.arguments.iter().map(|a| word(a, |_| Ok(at)));
     let mut words = words.collect::<Result<Vec<u64>>>()?;
-    let mut parameters: Vec<_> = words
-        .iter_mut()
-        .map(|w| std::ptr::from_mut(w).cast())
-        .collect();
-    let [x, y, z] = launch.grid;
-    // SAFETY: the function of this launch; the driver copies parameters before it returns; memory lives until it is settled.
-    let queued = unsafe {
-        result::launch_kernel(
-            function.0,
-            (x, y, z),
-            (THREADS, 1, 1),
-            launch.shared,
-            queue.0,
-            &mut parameters,
-        )
-    };
-    check(|| format!("kernel {}", launch.entry), queued)
+    function.start(queue, launch, &mut words, || "the ceilings".to_string())
 }

@@ -1,28 +1,70 @@
 //! Compiled kernels on the device, by module and entry.
-#![allow(unsafe_code)] // modules are loaded and their functions looked up
+#![allow(unsafe_code)] // modules are loaded, and their functions looked up and launched
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::CString;
+use std::ffi::{CString, c_void};
 
 use cudarc::driver::{result, sys};
 use rayon::prelude::*;
 
 use super::compile::Compiler;
-use super::driver::{Gpu, check};
+use super::driver::{Gpu, Queue, check};
 use crate::error::{Error, Result};
-use crate::graph::op::kernel::Launch;
+use crate::graph::op::kernel::{Launch, THREADS};
 
 /// Dynamic shared memory a function may have without being allowed more.
 const USUAL_SHARED: u32 = 48 << 10;
 
 /// A function on the device.
 #[derive(Debug, Clone, Copy)]
-pub struct Function(pub(super) sys::CUfunction);
+pub struct Function(sys::CUfunction);
 
 // SAFETY: a handle of the driver's, valid in every thread that uses its context.
 unsafe impl Send for Function {}
 // SAFETY: as above.
 unsafe impl Sync for Function {}
+
+/// Most parameters a kernel has.
+const PARAMETERS: usize = 48;
+
+impl Function {
+    /// Queues one launch, with the values of its parameters in `words`; nothing where it has no blocks. `what` says whose it is.
+    ///
+    /// # Errors
+    /// Where the device refuses it, or it has more parameters than any kernel.
+    pub fn start(
+        self,
+        queue: &Queue,
+        launch: &Launch,
+        words: &mut [u64],
+        what: impl Fn() -> String,
+    ) -> Result<()> {
+        if launch.grid.contains(&0) {
+            return Ok(());
+        }
+        let mut parameters = [std::ptr::null_mut::<c_void>(); PARAMETERS];
+        let Some(parameters) = parameters.get_mut(..words.len()) else {
+            let why = format!("{} takes more than {PARAMETERS} parameters", launch.entry);
+            return Err(Error::shape("kernel", why));
+        };
+        for (parameter, word) in parameters.iter_mut().zip(words) {
+            *parameter = std::ptr::from_mut(word).cast();
+        }
+        let [x, y, z] = launch.grid;
+        // SAFETY: the function of this launch; the driver copies parameters before it returns; addresses are of live memory.
+        let queued = unsafe {
+            result::launch_kernel(
+                self.0,
+                (x, y, z),
+                (THREADS, 1, 1),
+                launch.shared,
+                queue.0,
+                parameters,
+            )
+        };
+        check(|| format!("kernel {} of {}", launch.entry, what()), queued)
+    }
+}
 
 /// All modules that were loaded.
 #[derive(Debug)]

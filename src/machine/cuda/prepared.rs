@@ -87,10 +87,10 @@ impl Kernels {
     }
 
     fn new(step: &Step, node: &Node) -> Result<Kernels> {
-        let types = |values: &[_]| values.iter().map(|&v| step.type_of(v).clone()).collect();
+        let (inputs, outputs) = types(step, node);
         let mut kernels = Kernels {
-            inputs: types(&node.inputs),
-            outputs: types(&node.outputs),
+            inputs,
+            outputs,
             overwrites: step.overwrites(node),
             functions: Vec::new(),
             fixed: None,
@@ -102,6 +102,12 @@ impl Kernels {
         kernels.fixed = same.then_some(first);
         Ok(kernels)
     }
+}
+
+/// Types of what a node reads and makes.
+fn types(step: &Step, node: &Node) -> (Vec<Type>, Vec<Type>) {
+    let of = |values: &[_]| values.iter().map(|&v| step.type_of(v).clone()).collect();
+    (of(&node.inputs), of(&node.outputs))
 }
 
 /// Keys and numbers of steps that tell apart what depends on them.
@@ -118,13 +124,10 @@ pub fn missing(programs: &[Program]) -> Option<String> {
         .flat_map(|p| p.step.nodes.iter().map(move |n| (&p.step, n)));
     let mut device = nodes.filter(|(_, node)| node.stream == Stream::Compute);
     let lacks = |(step, node): &(&Step, &Node)| {
-        let types = |values: &[_]| -> Vec<Type> {
-            values.iter().map(|&v| step.type_of(v).clone()).collect()
-        };
-        let (inputs, outputs) = (&types(&node.inputs), &types(&node.outputs));
+        let (inputs, outputs) = types(step, node);
         let call = Call {
-            inputs,
-            outputs,
+            inputs: &inputs,
+            outputs: &outputs,
             key,
             scalars,
         };

@@ -1,25 +1,21 @@
 //! A queue of the device, filled by a thread of its own: what is queued behind an event of the host waits on the host for it.
-#![allow(unsafe_code)] // kernels are launched, and host memory is written by copies of the device
+#![allow(unsafe_code)] // host memory is written by copies of the device
 
-use std::ffi::c_void;
 use std::sync::mpsc::Receiver;
 
-use cudarc::driver::result;
-
-use super::driver::{Mark as Point, Queue, check};
+use super::driver::{Mark as Point, Queue};
 use super::events::{Meeting, Times};
 use super::memory::{Memory, Transfer};
-use super::modules::Function;
 use super::prepared::{Kernels, Prepared, Ready, word};
 use crate::error::{Error, Result};
-use crate::graph::op::kernel::{Launch, Memory as Of, THREADS};
+use crate::graph::op::kernel::Memory as Of;
 use crate::graph::op::transfer::{Feed, Report};
 use crate::graph::op::{Op, Port, Scalars};
 use crate::graph::random::Key;
 use crate::graph::{Node, Stream};
 use crate::machine::cpu::arena::Arena;
 use crate::machine::cpu::places::Places;
-use crate::machine::cpu::stream::{Events, Range, Task};
+use crate::machine::cpu::stream::{Events, Range, Task, stopped};
 use crate::machine::timeline::Mark;
 use crate::program::Program;
 use crate::spec::job::Place;
@@ -89,10 +85,7 @@ impl Worker<'_> {
             self.on.meeting.gpu.bind()?;
             self.all(tasks)
         }));
-        let queued = queued.unwrap_or_else(|_| {
-            let why = format!("the {:?} stream stopped inside a task", self.stream);
-            Err(Error::shape("run", why))
-        });
+        let queued = queued.unwrap_or_else(|_| Err(stopped(self.stream)));
         // Whatever happened, nothing of this walk is under way when it ends.
         let settled = self.queue.settle();
         match queued.and_then(|whole| settled.map(|()| whole)) {
@@ -279,58 +272,12 @@ impl Worker<'_> {
             for argument in &launch.arguments {
                 words.push(word(argument, address)?);
             }
-            start(self.queue, function, launch, &mut words, node)
+            let what = || format!("op {} at {}", node.op.name(), node.origin);
+            function.start(self.queue, launch, &mut words, what)
         });
         self.words = words;
         ran
     }
-}
-
-/// Most parameters a kernel has.
-const PARAMETERS: usize = 48;
-
-/// Queues one kernel.
-fn start(
-    queue: &Queue,
-    Function(function): Function,
-    launch: &Launch,
-    words: &mut [u64],
-    node: &Node,
-) -> Result<()> {
-    if launch.grid.contains(&0) {
-        return Ok(());
-    }
-    let mut parameters = [std::ptr::null_mut::<c_void>(); PARAMETERS];
-    let Some(parameters) = parameters.get_mut(..words.len()) else {
-        return Err(Error::shape(
-            node.op.name(),
-            format!("more than {PARAMETERS} parameters"),
-        ));
-    };
-    for (parameter, word) in parameters.iter_mut().zip(words) {
-        *parameter = std::ptr::from_mut(word).cast();
-    }
-    let [x, y, z] = launch.grid;
-    // SAFETY: the function of this launch; the driver copies parameters before it returns; addresses are of live memory.
-    let queued = unsafe {
-        result::launch_kernel(
-            function,
-            (x, y, z),
-            (THREADS, 1, 1),
-            launch.shared,
-            queue.0,
-            parameters,
-        )
-    };
-    let what = || {
-        format!(
-            "kernel {} of op {} at {}",
-            launch.entry,
-            node.op.name(),
-            node.origin
-        )
-    };
-    check(what, queued)
 }
 
 fn as_op<T: Op>(op: &dyn Op) -> Option<&T> {

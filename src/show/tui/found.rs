@@ -140,19 +140,11 @@ pub fn provisional(question: &Question, last: &[Choice]) -> Option<Found> {
     let programs = estimate::stepping(&plan).ok()?;
     let estimate = estimate::summarize(&plan, &programs).ok()?;
     let budget = request.job.target.budget();
-    let candidate = Candidate {
-        name: match last.is_empty() {
-            true => "only what is decided",
-            false => "the last plan's choices",
-        }
-        .to_string(),
-        family: None,
-        bound: None,
-        plan,
-        proposed: estimate.step,
-        estimate,
-        exact: true,
+    let name = match last.is_empty() {
+        true => "only what is decided",
+        false => "the last plan's choices",
     };
+    let candidate = Candidate::whole(name, plan, estimate);
     plain(&candidate, &programs, &budget).ok()
 }
 
