@@ -1,10 +1,10 @@
 //! Bringing values to where they are used: a node whose stream cannot touch an input's place gets a copy that it can.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use super::op::transfer::{MOVE, Move, SETTLE, Settle};
-use super::tensor::{Name, Role, Storage, TensorId};
+use super::tensor::{Name, Role, Storage, StorageId, TensorId};
 use super::{Node, Spot, Step, Stream};
 use crate::error::Result;
 use crate::spec::job::Place;
@@ -123,6 +123,94 @@ pub fn settle(step: &mut Step, paces: &Paces) {
         step.nodes.push(node);
     }
     step.nodes.extend(insert.flat_map(|(_, settles)| settles));
+}
+
+/// Lets what the host does with a copy wait until the next copies are queued: where its memory is handed out in the host's own order, a
+/// copy that is queued later begins later than the work before it ends.
+pub fn stagger(step: &mut Step) {
+    let mut waiting = Waiting::default();
+    for node in std::mem::take(&mut step.nodes) {
+        let moves = node.op.name() == MOVE;
+        let copied = waiting.copied(step, &node);
+        let joins = waiting.touches(step, &node);
+        match node.stream {
+            Stream::HostCompute if copied > 0 || !waiting.runs.is_empty() => {
+                waiting.fresh.clear();
+                waiting.runs.push_back((copied / 2, vec![node]));
+            }
+            _ if moves && joins => waiting.follow(node),
+            Stream::ToHost if moves => {
+                let copy = step.tensor(node.outputs[0]);
+                let (storage, bytes) = (copy.storage, copy.at.bytes().0);
+                step.nodes.push(node);
+                waiting.fresh.insert(storage, bytes);
+                step.nodes.extend(waiting.behind(bytes));
+            }
+            _ => {
+                if joins {
+                    step.nodes.extend(waiting.all());
+                }
+                step.nodes.push(node);
+            }
+        }
+    }
+    step.nodes.extend(waiting.all());
+}
+
+/// Work of the host that waits for copies to be queued.
+#[derive(Default)]
+struct Waiting {
+    /// Bytes of copies to the host that were queued since its last work.
+    fresh: BTreeMap<StorageId, u64>,
+    /// Work with what follows from it, behind the bytes whose copies go first.
+    runs: VecDeque<(u64, Vec<Node>)>,
+}
+
+impl Waiting {
+    /// Bytes that `node` reads of fresh copies, where it is the host's.
+    fn copied(&self, step: &Step, node: &Node) -> u64 {
+        let read = |&input: &TensorId| self.fresh.get(&step.tensor(input).storage);
+        match node.stream {
+            Stream::HostCompute => node.inputs.iter().filter_map(read).sum(),
+            _ => 0,
+        }
+    }
+
+    /// Whether `node` uses what waiting work uses.
+    fn touches(&self, step: &Step, node: &Node) -> bool {
+        if self.runs.is_empty() {
+            return false;
+        }
+        let storages = |node: &Node| -> BTreeSet<StorageId> {
+            let all = node.inputs.iter().chain(&node.outputs);
+            all.map(|&value| step.tensor(value).storage).collect()
+        };
+        let own = storages(node);
+        let mut waiting = self.runs.iter().flat_map(|(_, nodes)| nodes);
+        waiting.any(|waits| !own.is_disjoint(&storages(waits)))
+    }
+
+    /// Lets `node` follow from the last work that waits.
+    fn follow(&mut self, node: Node) {
+        if let Some((_, nodes)) = self.runs.back_mut() {
+            nodes.push(node);
+        }
+    }
+
+    /// What waits no more once copies of `bytes` were queued.
+    fn behind(&mut self, bytes: u64) -> Vec<Node> {
+        for (left, _) in &mut self.runs {
+            *left = left.saturating_sub(bytes);
+        }
+        let free = self.runs.iter().take_while(|(left, _)| *left == 0).count();
+        let free = self.runs.drain(..free);
+        free.flat_map(|(_, nodes)| nodes).collect()
+    }
+
+    /// All that waits.
+    fn all(&mut self) -> Vec<Node> {
+        self.runs.drain(..).flat_map(|(_, nodes)| nodes).collect()
+    }
 }
 
 /// Whether work queued in `stream` touches `place` directly.

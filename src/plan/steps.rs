@@ -69,6 +69,7 @@ impl Plan {
         for (_, step) in &mut set.steps {
             reach::bring(step, &paces)?;
             reach::settle(step, &paces);
+            reach::stagger(step);
         }
         Ok(set)
     }

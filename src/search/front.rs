@@ -9,6 +9,9 @@ use crate::spec::units::{Bytes, Seconds};
 /// Memories on the front.
 const POINTS: u32 = 8;
 
+/// Part of a step to which points are solved: they are proposed, not lowered.
+const GAP: f64 = 5e-3;
+
 /// A point of the front, as it is proposed: only the plan that is chosen is lowered whole.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Point {
@@ -69,11 +72,14 @@ fn point(problems: &Problems, least: &mut [f64], budget: &Budget, device: Bytes)
         if beaten(least[index]) {
             break;
         }
-        least[index] = problem.layers.least(&room).unwrap_or(f64::INFINITY);
+        let relaxed = problem.layers.least(&room);
+        least[index] = relaxed
+            .as_ref()
+            .map_or(f64::INFINITY, |least| least.seconds);
         if beaten(least[index]) {
             continue;
         }
-        let counts = problem.layers.fastest(&room);
+        let counts = relaxed.and_then(|relaxed| problem.layers.whole(&room, relaxed, GAP));
         if let Some(counts) = counts.filter(|counts| !beaten(counts.seconds)) {
             best = Some((problem, counts));
         }

@@ -102,8 +102,12 @@ impl Layers {
     /// pipeline of each kind alone did. Branch and bound, best first, until a ten-thousandth of the step or a number of nodes that is larger the fewer
     /// layers there are: then each counts for more.
     pub fn fastest(&self, room: &Room) -> Option<Counts> {
-        let limits = Limits::of(self);
-        let mut open = vec![(self.relaxed(room, &limits)?, limits)];
+        self.whole(room, self.least(room)?, GAP)
+    }
+
+    /// The fastest whole counts found within `room`, to a part `gap` of the step, from the `least` ones on.
+    pub(super) fn whole(&self, room: &Room, least: Counts, gap: f64) -> Option<Counts> {
+        let mut open = vec![(least, Limits::of(self))];
         let mut best: Option<Counts> = None;
         for _ in 0..NODES + SMALL / self.count.max(1) {
             let least = (0..open.len()).min_by(|&a, &b| {
@@ -114,7 +118,7 @@ impl Layers {
             let (relaxed, limits) = open.swap_remove(least);
             let beaten = |seconds: f64| {
                 let best = best.as_ref();
-                best.is_some_and(|best| best.seconds * (1.0 - GAP) <= seconds)
+                best.is_some_and(|best| best.seconds * (1.0 - gap) <= seconds)
             };
             if beaten(relaxed.seconds) {
                 break;
@@ -132,10 +136,9 @@ impl Layers {
         best
     }
 
-    /// Seconds of the fastest counts, whole or not, within `room`: no whole ones are faster.
-    pub fn least(&self, room: &Room) -> Option<f64> {
-        let relaxed = self.relaxed(room, &Limits::of(self));
-        relaxed.map(|counts| counts.seconds)
+    /// The fastest counts, whole or not, within `room`: no whole ones are faster.
+    pub fn least(&self, room: &Room) -> Option<Counts> {
+        self.relaxed(room, &Limits::of(self))
     }
 
     /// The fastest counts, whole or not, within `limits`.

@@ -69,9 +69,9 @@ impl Problems {
             others,
         };
         let taken = |home: &Home| problems.taken(request, home);
-        let all: Vec<Result<Measured>> = homes.par_iter().map(taken).collect();
+        let all: Vec<Result<(Measured, Option<Measured>)>> = homes.par_iter().map(taken).collect();
         let at_device = homes.iter().position(|h| *h == device).unwrap_or(0);
-        let device = all[at_device].as_ref().ok();
+        let device = all[at_device].as_ref().ok().map(|(device, _)| device);
         for (home, measured) in homes.into_iter().zip(&all) {
             if let Ok(measured) = measured {
                 let more = problems.problems(request, home, measured, device);
@@ -84,26 +84,34 @@ impl Problems {
         }
     }
 
-    /// What a home takes of a model of the request's depth, and for each of its layers.
-    fn taken(&self, request: &Request, home: &Home) -> Result<Measured> {
-        let at = |layers: u64, more: &[Choice]| {
+    /// What a home takes of a model of the request's depth, and for each of its layers; and the same with the blocks beside the layers
+    /// at home, where they may be.
+    fn taken(&self, request: &Request, home: &Home) -> Result<(Measured, Option<Measured>)> {
+        let at = |site: &str, layers: u64, more: &[Choice]| {
             let all: Vec<Choice> = home
-                .choices("*", home.pace)
+                .choices(site, home.pace)
                 .into_iter()
                 .chain(more.iter().cloned())
                 .collect();
             Taken::by(&planned(&at_depth(request, layers), &all, &self.kernels)?)
         };
+        let parts = !(home.by_layer.is_empty() || self.others.is_empty() || names_layers(request));
+        let lines = |more: &[Choice]| -> Result<(Line, Option<Line>)> {
+            let (near, far) = (at("*", DEPTHS.0, more)?, at("*", DEPTHS.1, more)?);
+            let beside = parts.then(|| at("layers.*", DEPTHS.0, more)).transpose()?;
+            // A layer takes the same, wherever what lies beside it is.
+            let beside = beside.map(|own| Line::new(own, own - (near - far)));
+            Ok((Line::new(near, far), beside))
+        };
+        let kept = lines(&[])?;
         let drops = self.changes.iter().any(|c| c.fate == Fate::Recompute);
-        let kept = Line::new(at(DEPTHS.0, &[])?, at(DEPTHS.1, &[])?);
         let floor = match drops {
-            true => {
-                let all = [Choice::new("recompute", "layers.*", &[])];
-                Line::new(at(DEPTHS.0, &all)?, at(DEPTHS.1, &all)?)
-            }
+            true => lines(&[Choice::new("recompute", "layers.*", &[])])?,
             false => kept,
         };
-        Ok(Measured { kept, floor })
+        let measured = |(kept, floor)| Measured { kept, floor };
+        let beside = kept.1.zip(floor.1).map(measured);
+        Ok((measured((kept.0, floor.0)), beside))
     }
 
     /// The problem of a home, and the one with the blocks beside the layers at home: what they hold comes and goes where nothing hides it,
@@ -112,7 +120,7 @@ impl Problems {
         &self,
         request: &Request,
         home: Home,
-        measured: &Measured,
+        (measured, beside): &(Measured, Option<Measured>),
         device: Option<&Measured>,
     ) -> Vec<Problem> {
         let count = request.job.model.layers;
@@ -140,7 +148,6 @@ impl Problems {
         let kinds = [measured].into_iter().chain(device).map(kind);
         let (kinds, columns): (Vec<Kind>, Vec<Column>) =
             (kinds.collect(), self.changes.iter().map(column).collect());
-        let beside = device.filter(|_| !self.others.is_empty());
         let with = |rest: &Measured, beside_at_home: bool| Problem {
             home: home.clone(),
             beside_at_home,
@@ -152,7 +159,7 @@ impl Problems {
                 columns: columns.clone(),
             },
         };
-        let at_home = beside.map(|device| with(device, true));
+        let at_home = beside.as_ref().map(|beside| with(beside, true));
         [with(measured, false)].into_iter().chain(at_home).collect()
     }
 }

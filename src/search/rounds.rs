@@ -30,16 +30,24 @@ const DOUBTED: usize = 4;
 const FAR: f64 = 1.25;
 
 /// How often a plan that does not fit is solved for again, with what was counted too little held back.
-const AGAIN: usize = 8;
+pub(super) const AGAIN: usize = 7;
 
 /// The part of an excess that is held back where what was counted too little is held back already.
 const STEP: f64 = 0.5;
 
 /// Counts of the layers of a problem.
-#[derive(Clone, PartialEq)]
+#[derive(Clone)]
 pub(super) struct Proposed {
     problem: usize,
     counts: Counts,
+}
+
+impl Proposed {
+    /// Whether it is the same plan, whatever it is thought to take.
+    fn is(&self, other: &Proposed) -> bool {
+        let (own, other) = ((self.problem, &self.counts), (other.problem, &other.counts));
+        own.0 == other.0 && own.1.kinds == other.1.kinds && own.1.columns == other.1.columns
+    }
 }
 
 /// A plan that was lowered whole, and what it was counted to be.
@@ -97,10 +105,10 @@ impl<'a> Rounds<'a> {
         WHOLE.0.min((WHOLE.1 / layers) as usize).max(ROUND)
     }
 
-    /// The plans of `proposed`, in their order.
-    pub(super) fn lowered(&self, proposed: Vec<Proposed>) -> Result<Vec<Tried>> {
+    /// The plans of `proposed`, in their order, each solved for again `times` times at most while it does not fit.
+    pub(super) fn lowered(&self, proposed: Vec<Proposed>, times: usize) -> Result<Vec<Tried>> {
         let all = proposed.into_par_iter();
-        let all: Vec<Result<Tried>> = all.map(|one| self.whole_of(one)).collect();
+        let all: Vec<Result<Tried>> = all.map(|one| self.whole_of(one, times)).collect();
         all.into_iter().collect()
     }
 
@@ -116,8 +124,10 @@ impl<'a> Rounds<'a> {
     pub(super) fn others(&mut self) -> Vec<Proposed> {
         let best = self.best();
         let mut others = std::mem::take(&mut self.known);
-        others.retain(|p| p.counts.seconds < best * DOUBT && !self.tried.contains(p));
+        let is_tried = |p: &Proposed| self.tried.iter().any(|tried| tried.is(p));
+        others.retain(|p| p.counts.seconds < best * DOUBT && !is_tried(p));
         others.sort_by(by_seconds);
+        others.dedup_by(|a, b| a.is(b));
         let faster = others.partition_point(|p| p.counts.seconds < best);
         others.truncate(self.whole().min(faster.max(DOUBTED)));
         others
@@ -126,10 +136,11 @@ impl<'a> Rounds<'a> {
     /// What is lowered next; `None` where nothing is proposed to be faster than what was lowered.
     pub(super) fn next(&mut self) -> Option<Vec<Proposed>> {
         let best = self.best();
+        let is_tried = |p: &Proposed| self.tried.iter().any(|tried| tried.is(p));
         self.open
-            .retain(|p| p.counts.seconds < best && !self.tried.contains(p));
+            .retain(|p| p.counts.seconds < best && !is_tried(p));
         self.open.sort_by(by_seconds);
-        self.open.dedup();
+        self.open.dedup_by(|a, b| a.is(b));
         let left = self
             .whole()
             .saturating_sub(self.candidates.len())
@@ -140,20 +151,20 @@ impl<'a> Rounds<'a> {
         (!next.is_empty()).then_some(next)
     }
 
-    /// The plan of `proposed`, lowered whole; solved for again while it does not fit.
-    fn whole_of(&self, proposed: Proposed) -> Result<Tried> {
+    /// The plan of `proposed`, lowered whole; solved for again so many times while it does not fit.
+    fn whole_of(&self, proposed: Proposed, times: usize) -> Result<Tried> {
         let Proposed {
             problem,
             mut counts,
         } = proposed;
         let own = &self.problems.all[problem];
         let mut room = self.rooms[problem].clone();
-        for round in 1.. {
+        for left in (0..=times).rev() {
             let proposal = self.problems.proposal(own, &counts);
             let plan = price::plan(self.request, &proposal)?;
             let programs = estimate::stepping(&plan)?;
             let over = excess(room.budget, &height(&programs));
-            let tighter = match round < AGAIN && over.iter().any(|&over| over > 0.0) {
+            let tighter = match left > 0 && over.iter().any(|&over| over > 0.0) {
                 true => {
                     let counted = own.layers.rows(&counts, room.budget);
                     hold_back(&mut room, &counted, &over);

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::front::{self, Point};
 use super::layers::Counts;
 use super::problem::{Problem, Problems};
-use super::rounds::Rounds;
+use super::rounds::{AGAIN, Rounds};
 use super::sample::Taken;
 use super::{Candidate, price, segments};
 use crate::error::Result;
@@ -59,12 +59,13 @@ pub fn within(problems: &Problems, request: &Request, budget: &Budget) -> Result
     let bound = bounds.iter().flatten().copied().reduce(f64::min);
     let mut rounds = Rounds::new(problems, request, budget, &bounds);
     while let Some(next) = rounds.next() {
-        for tried in rounds.lowered(next)? {
+        for tried in rounds.lowered(next, AGAIN)? {
             rounds.learn(tried);
         }
     }
     let others = rounds.others();
-    let others = rounds.lowered(others)?;
+    // What does not fit as others would have it was solved for already.
+    let others = rounds.lowered(others, 0)?;
     rounds
         .candidates
         .extend(others.into_iter().map(|tried| tried.candidate));

@@ -206,21 +206,22 @@ fn sorted(items: &[Item], key: Key) -> Vec<usize> {
 /// In this order, each item at the lowest offset free during its whole life.
 fn first_fit(items: &[Item], order: &[usize]) -> Offsets {
     let mut offsets = vec![0; items.len()];
-    let mut placed: Vec<(u64, usize)> = Vec::with_capacity(items.len());
+    // What was placed, by offset, with its lives beside it: this is looked at for all pairs.
+    let mut placed: Vec<(u64, Item)> = Vec::with_capacity(items.len());
     let mut top = 0;
     for &index in order {
         let item = &items[index];
         let mut at = 0;
-        for &(offset, other) in &placed {
-            if items[other].meets(item) {
-                if offset >= at + item.bytes {
+        for (offset, other) in &placed {
+            if other.meets(item) {
+                if *offset >= at + item.bytes {
                     break;
                 }
-                at = at.max(offset + items[other].bytes);
+                at = at.max(offset + other.bytes);
             }
         }
         let position = placed.partition_point(|&(offset, _)| offset < at);
-        placed.insert(position, (at, index));
+        placed.insert(position, (at, *item));
         offsets[index] = at;
         top = top.max(at + item.bytes);
     }
