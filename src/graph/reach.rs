@@ -287,11 +287,16 @@ impl Bringer<'_> {
         Ok(node)
     }
 
-    /// A copy of `value` where `node` can touch it: shared within its unit unless it will be overwritten.
+    /// A copy of `value` where `node` can touch it, shared within its unit.
     fn fetch(&mut self, index: usize, node: &Node, value: TensorId, own: bool) -> Result<TensorId> {
         let unit = self.units[index];
         let on_host = node.stream == Stream::HostCompute;
-        if let Some(&copy) = self.fetched.get(&(value, unit, on_host)).filter(|_| !own) {
+        // Nobody reads what is overwritten any more: a copy that was read before will do for that too.
+        let found = match own {
+            true => self.fetched.remove(&(value, unit, on_host)),
+            false => self.fetched.get(&(value, unit, on_host)).copied(),
+        };
+        if let Some(copy) = found {
             return Ok(copy);
         }
         let storage = self.step.tensor(value).storage;
