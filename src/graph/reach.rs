@@ -1,6 +1,6 @@
 //! Bringing values to where they are used: a node whose stream cannot touch an input's place gets a copy that it can.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use super::op::transfer::{MOVE, Move, SETTLE, Settle};
@@ -178,16 +178,15 @@ impl Waiting {
 
     /// Whether `node` uses what waiting work uses.
     fn touches(&self, step: &Step, node: &Node) -> bool {
-        if self.runs.is_empty() {
-            return false;
-        }
-        let storages = |node: &Node| -> BTreeSet<StorageId> {
+        fn storages<'a>(step: &'a Step, node: &'a Node) -> impl Iterator<Item = StorageId> + 'a {
             let all = node.inputs.iter().chain(&node.outputs);
-            all.map(|&value| step.tensor(value).storage).collect()
-        };
-        let own = storages(node);
+            all.map(|&value| step.tensor(value).storage)
+        }
         let mut waiting = self.runs.iter().flat_map(|(_, nodes)| nodes);
-        waiting.any(|waits| !own.is_disjoint(&storages(waits)))
+        waiting.any(|waits| {
+            let mut theirs = storages(step, waits);
+            theirs.any(|their| storages(step, node).any(|own| own == their))
+        })
     }
 
     /// Lets `node` follow from the last work that waits.

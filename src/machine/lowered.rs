@@ -10,7 +10,7 @@ use crate::plan::Plan;
 use crate::program::Program;
 
 /// Instructions of all programs that are kept at most; those that nobody wanted for longest go first.
-const MOST: usize = 1 << 19;
+const MOST: usize = 1 << 20;
 
 /// Programs of one plan.
 #[derive(Debug, Clone)]

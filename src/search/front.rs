@@ -1,5 +1,8 @@
 //! The front: the fastest step within each of a list of device memories, which depends on the job alone.
 
+use rayon::prelude::*;
+
+use super::families::Family;
 use super::layers::{Counts, Room};
 use super::problem::{Problem, Problems};
 use crate::plan::Choice;
@@ -25,8 +28,85 @@ pub struct Point {
     pub class: Exactness,
 }
 
+/// What a front is made of, before it is solved for.
+#[derive(Debug, Clone, Default)]
+pub struct Front(Vec<Part>);
+
+/// Problems with what all their plans are called, and the lossy method they are of.
+#[derive(Debug, Clone)]
+struct Part {
+    problems: Problems,
+    name: String,
+    family: Option<&'static Family>,
+}
+
+impl From<Problems> for Front {
+    fn from(problems: Problems) -> Front {
+        Front(vec![Part {
+            problems,
+            name: String::new(),
+            family: None,
+        }])
+    }
+}
+
+impl Front {
+    /// The same with `what` is chosen beside in the names of its plans.
+    pub(super) fn named(mut self, what: &str, family: Option<&'static Family>) -> Front {
+        for part in &mut self.0 {
+            put(&mut part.name, what);
+            part.family = family.or(part.family);
+        }
+        self
+    }
+
+    pub(super) fn extend(&mut self, more: Front) {
+        self.0.extend(more.0);
+    }
+
+    /// Its points within `budget` elsewhere: those beaten by none of their class or a better one.
+    pub fn points(&self, budget: &Budget) -> Vec<Point> {
+        let parts = self.0.par_iter();
+        let mut all: Vec<Point> = parts.flat_map_iter(|part| part.points(budget)).collect();
+        all.sort_by_key(|p| (p.class, p.device, p.step.0.to_bits()));
+        let mut front: Vec<Point> = Vec::new();
+        for point in all {
+            let beats =
+                |other: &Point| other.device <= point.device && other.step.0 <= point.step.0;
+            if !front.iter().any(beats) {
+                front.push(point);
+            }
+        }
+        front.sort_by_key(|p| (p.class == Exactness::Lossy, p.device));
+        front
+    }
+}
+
+/// Puts what is chosen beside it before the name of a plan.
+pub(super) fn put(name: &mut String, what: &str) {
+    *name = match name.is_empty() {
+        true => what.to_string(),
+        false => format!("{what} + {name}"),
+    };
+}
+
+impl Part {
+    fn points(&self, budget: &Budget) -> Vec<Point> {
+        let mut front = of(&self.problems, budget);
+        for point in &mut front {
+            if !self.name.is_empty() {
+                put(&mut point.name, &self.name);
+            }
+            if let Some(family) = self.family {
+                point.class = point.class.max(family.class());
+            }
+        }
+        front
+    }
+}
+
 /// The front of `problems`, within `budget` elsewhere: from the least that any plan needs to the least of the fastest.
-pub fn of(problems: &Problems, budget: &Budget) -> Vec<Point> {
+fn of(problems: &Problems, budget: &Budget) -> Vec<Point> {
     let least = |problem: &Problem| {
         let kind = problem.layers.kinds[0];
         problem.layers.floor + kind.floor * problem.layers.count as f64
@@ -41,14 +121,17 @@ pub fn of(problems: &Problems, budget: &Budget) -> Vec<Point> {
     let high = problems.all.iter().map(most).fold(0.0, f64::max);
     let ratio = (high / low).max(1.0);
     let memory = |at: u32| low * ratio.powf(f64::from(at) / f64::from(POINTS - 1)) * 1.001;
-    // From the largest on: no problem is faster within less than it is within more.
-    let mut least = vec![0.0; problems.all.len()];
+    // Each half from its largest on: no problem is faster within less than it is within more.
+    let half = |half: std::ops::Range<u32>| {
+        let mut least = vec![0.0; problems.all.len()];
+        let devices = half.rev().map(|at| Bytes(memory(at).ceil() as u64));
+        let solved = devices
+            .map_while(|device| point(problems, &mut least, &budget.with_device(device), device));
+        solved.collect::<Vec<Point>>()
+    };
+    let (less, more) = rayon::join(|| half(0..POINTS / 2), || half(POINTS / 2..POINTS));
     let mut front: Vec<Point> = Vec::new();
-    for at in (0..POINTS).rev() {
-        let device = Bytes(memory(at).ceil() as u64);
-        let Some(point) = point(problems, &mut least, &budget.with_device(device), device) else {
-            break;
-        };
+    for point in more.into_iter().chain(less) {
         // What is as fast within less stands for what takes more.
         front.retain(|more| more.step.0 < point.step.0);
         front.push(point);

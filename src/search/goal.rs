@@ -115,7 +115,7 @@ pub(super) fn answered(
     let begin = Instant::now();
     let mut last = None;
     for stage in stages(request, goal)? {
-        let all = match tried(&stage, goal, front) {
+        let all = match tried(&stage, goal) {
             // What cannot be adapted does not fit in full either.
             Err(_) if last.is_some() => break,
             all => all?,
@@ -131,7 +131,10 @@ pub(super) fn answered(
         }
     }
     let (request, found) = last.unwrap_or_else(|| no_stage());
-    let mut answer = found.answer(&request, front)?;
+    let (mut answer, points) = found.answer(&request, front)?;
+    if front {
+        answer = answer.with(&points);
+    }
     answer.seconds = Seconds(begin.elapsed().as_secs_f64());
     Ok((request, answer))
 }
@@ -142,7 +145,7 @@ pub(super) fn answered(
 /// As [`search`].
 pub(super) fn best(request: &Request, goal: Option<Goal>) -> Result<Option<Candidate>> {
     for stage in stages(request, goal)? {
-        let all = tried(&stage, goal, false)?;
+        let all = tried(&stage, goal)?;
         if let Some(index) = fastest(&all) {
             return Ok(all.into_iter().nth(index).and_then(|(_, found)| found.best));
         }
@@ -201,9 +204,9 @@ fn adapted(request: &Request) -> Result<Vec<Request>> {
 }
 
 /// Searches all of a stage; refused only where all are.
-fn tried(stage: &[Request], goal: Option<Goal>, front: bool) -> Result<Vec<(Request, Found)>> {
+fn tried(stage: &[Request], goal: Option<Goal>) -> Result<Vec<(Request, Found)>> {
     let accepts = |plan: &Plan| goal.is_none_or(|goal| goal.meets(plan));
-    let one = |request: &Request| Ok((request.clone(), found(request, &accepts, front)?));
+    let one = |request: &Request| Ok((request.clone(), found(request, &accepts)?));
     let all: Vec<Result<(Request, Found)>> = stage.par_iter().map(one).collect();
     let (fine, refused): (Vec<_>, Vec<_>) = all.into_iter().partition(Result::is_ok);
     match refused.into_iter().find_map(Result::err) {

@@ -142,7 +142,7 @@ fn sweep(begin: &str, request: &Request) -> Result<Vec<Row>> {
     let row = |share: u64| {
         let device = Bytes((whole.gpu * share as f64 / 100.0) as u64);
         let budget = request.job.target.budget().with_device(device);
-        let solved = solve::within(&problems, request, &budget)?;
+        let solved = solve::within(&problems, request, &budget, None)?;
         let fits = solved.candidates.iter().filter(|c| c.fits(&budget));
         let best = fits.min_by(|a, b| a.estimate.step.0.total_cmp(&b.estimate.step.0));
         Ok(Row {

@@ -136,7 +136,7 @@ pub fn survey(
     };
     let (first, others) = order.split_at(order.len().min(1));
     let mut offers: Vec<Offer> = first.iter().map(one).collect();
-    offers.par_extend(others.par_iter().map(one));
+    offers.par_extend(others.iter().par_bridge().map(one));
     let refused = |offer: &Offer| matches!(offer.found, Verdict::Refused(_));
     if !offers.is_empty() && offers.iter().all(refused) {
         return Err(first_refusal(questions, goal));

@@ -27,10 +27,12 @@ pub mod torch_menu;
 use std::time::Instant;
 
 use families::Family;
+use front::Front;
 pub use misfit::Misfit;
 
 use crate::error::Result;
 use crate::machine::estimate::{self, Estimate};
+use crate::machine::lowered;
 use crate::plan::{Choice, Plan, Request};
 use crate::spec::job::{Budget, Exactness, Place};
 use crate::spec::units::{Bytes, Seconds};
@@ -143,7 +145,16 @@ pub struct Answer {
 /// # Errors
 /// Where the job or a fixed choice is wrong.
 pub fn search(request: &Request) -> Result<Answer> {
-    found(request, &|_| true, true)?.answer(request, true)
+    let (answer, front) = plan(request)?;
+    Ok(answer.with(&front))
+}
+
+/// [`search`] without the points of the front, and what those are to be solved for with.
+///
+/// # Errors
+/// As [`search`].
+pub fn plan(request: &Request) -> Result<(Answer, Front)> {
+    found(request, &|_| true)?.answer(request, true)
 }
 
 /// What a search found, before anything is said of what does not fit.
@@ -155,21 +166,20 @@ struct Found {
     /// No plan of the class is faster.
     bound: Option<Seconds>,
     /// The fastest step within less and more memory.
-    front: Vec<front::Point>,
+    front: Front,
     /// What every plan had to stay within.
     budget: Budget,
     /// When it began.
     begin: Instant,
 }
 
-/// Searches among the plans that `accepts` takes; with the front where it is wanted.
-fn found(request: &Request, accepts: &dyn Fn(&Plan) -> bool, front: bool) -> Result<Found> {
+/// Searches among the plans that `accepts` takes.
+fn found(request: &Request, accepts: &dyn Fn(&Plan) -> bool) -> Result<Found> {
     let begin = Instant::now();
+    // The plan that is chosen was lowered before it is proved.
+    let _kept = lowered::keep();
     let budget = request.job.target.budget();
-    let (priced, solved) = rayon::join(
-        || price::all(request),
-        || outer::solve(request, &budget, front),
-    );
+    let (priced, solved) = rayon::join(|| price::all(request), || outer::solve(request, &budget));
     let (mut considered, solved) = (priced?, solved?);
     considered.extend(solved.candidates);
     considered.retain(|c| accepts(&c.plan));
@@ -206,7 +216,7 @@ fn fastest(considered: &[Candidate], budget: &Budget) -> Result<Option<Candidate
 
 impl Found {
     /// The answer to `request`; where nothing fits, with the reasons, and the changes that would where they are `wanted`.
-    fn answer(self, request: &Request, wanted: bool) -> Result<Answer> {
+    fn answer(self, request: &Request, wanted: bool) -> Result<(Answer, Front)> {
         let bound = |best: &Candidate| best.bound.or(self.bound);
         let best = self.best.as_ref();
         let certificate = best.and_then(|best| Some(certificate(best, bound(best)?)));
@@ -214,14 +224,25 @@ impl Found {
             Some(best) => Outcome::Fits(Box::new(best)),
             None => misfit::explain(request, &self.budget, &self.considered, wanted)?,
         };
-        Ok(Answer {
+        let answer = Answer {
             outcome,
             considered: self.considered,
             certificate,
-            front: self.front,
+            front: Vec::new(),
             budget: self.budget,
             seconds: Seconds(self.begin.elapsed().as_secs_f64()),
-        })
+        };
+        Ok((answer, self.front))
+    }
+}
+
+impl Answer {
+    /// The same with the points of its front.
+    pub fn with(mut self, front: &Front) -> Answer {
+        let begin = Instant::now();
+        self.front = front.points(&self.budget);
+        self.seconds = self.seconds + Seconds(begin.elapsed().as_secs_f64());
+        self
     }
 }
 
@@ -236,7 +257,7 @@ pub fn of_plan(request: &Request, plan: &Plan, name: &str, estimate: Estimate) -
     let own = Candidate::whole(name, plan.clone(), estimate);
     let (priced, problems) = rayon::join(
         || price::all(request),
-        || problem::Problems::of(request).map(|problems| front::of(&problems, &budget)),
+        || problem::Problems::of(request).map(|problems| Front::from(problems).points(&budget)),
     );
     let mut considered = priced?;
     considered.push(own.clone());

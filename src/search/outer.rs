@@ -3,29 +3,29 @@
 use rayon::prelude::*;
 
 use super::families::{self, Family};
-use super::front::Point;
+use super::front::put;
 use super::price::decides;
 use super::solve::{self, Solved};
 use super::{Candidate, may_choose};
 use crate::error::Result;
 use crate::plan::{Choice, Request};
 use crate::spec::job::Budget;
+use crate::spec::units::Seconds;
 
 /// Steps within this of what their compute alone takes leave nothing for micro-batches to gain.
 const BARE: f64 = 1.01;
 
-/// Solves `request` as it is, in micro-batches where that may be faster, and by lossy methods where they are allowed; with a `front` where
-/// that is asked for.
+/// Solves `request` as it is, in micro-batches where that may be faster, and by lossy methods where they are allowed.
 ///
 /// # Errors
 /// Where the job or a fixed choice is wrong.
-pub fn solve(request: &Request, budget: &Budget, front: bool) -> Result<Solved> {
+pub fn solve(request: &Request, budget: &Budget) -> Result<Solved> {
     let of_family = |family: &'static Family| {
-        let solved = divided(&families::request(family, request)?, budget, front)?;
+        let solved = divided(&families::request(family, request)?, budget)?;
         Ok(named(solved, family.name, Some(family)))
     };
     let (own, lossy) = rayon::join(
-        || divided(request, budget, front),
+        || divided(request, budget),
         || {
             let open = families::open(request).into_par_iter();
             open.map(of_family).collect::<Vec<Result<Solved>>>()
@@ -40,8 +40,8 @@ pub fn solve(request: &Request, budget: &Budget, front: bool) -> Result<Solved> 
 }
 
 /// Solves `request` whole, then in twice as many micro-batches each time, while that is faster or nothing fits.
-fn divided(request: &Request, budget: &Budget, front: bool) -> Result<Solved> {
-    let mut all = solve::solve(request, budget, front)?;
+fn divided(request: &Request, budget: &Budget) -> Result<Solved> {
+    let mut all = solve::solve(request, budget, None)?;
     let open = may_choose(request, "accumulate");
     let batch = request.job.batch;
     let parts = std::iter::successors(Some(2), |parts| Some(parts * 2));
@@ -57,7 +57,7 @@ fn divided(request: &Request, budget: &Budget, front: bool) -> Result<Solved> {
         }
         let mut divided = request.clone();
         divided.fixed.push(choice);
-        let Ok(more) = solve::solve(&divided, budget, front) else {
+        let Ok(more) = solve::solve(&divided, budget, fastest.map(Seconds)) else {
             break;
         };
         let gains = match (fastest, self::fastest(&more.candidates, budget)) {
@@ -83,37 +83,15 @@ fn fastest(all: &[Candidate], budget: &Budget) -> Option<f64> {
 
 /// Plans with what is chosen beside them in their names.
 fn named(mut solved: Solved, what: &str, family: Option<&'static Family>) -> Solved {
-    let put = |name: &mut String| {
-        *name = match name.is_empty() {
-            true => what.to_string(),
-            false => format!("{what} + {name}"),
-        };
-    };
     for candidate in &mut solved.candidates {
-        put(&mut candidate.name);
+        put(&mut candidate.name, what);
         candidate.family = family.or(candidate.family);
     }
-    for point in &mut solved.front {
-        put(&mut point.name);
-        if let Some(family) = family {
-            point.class = point.class.max(family.class());
-        }
-    }
+    solved.front = solved.front.named(what, family);
     solved
 }
 
-/// Adds `more`, of which the front keeps what is beaten by nothing of its class or a better one.
 fn merge(all: &mut Solved, more: Solved) {
     all.candidates.extend(more.candidates);
     all.front.extend(more.front);
-    let rank = |p: &Point| (p.class, p.device, p.step.0.to_bits());
-    all.front.sort_by_key(rank);
-    let mut front: Vec<Point> = Vec::new();
-    for point in std::mem::take(&mut all.front) {
-        let beats = |other: &Point| other.device <= point.device && other.step.0 <= point.step.0;
-        if !front.iter().any(beats) {
-            front.push(point);
-        }
-    }
-    all.front = front;
 }

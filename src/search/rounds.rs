@@ -13,7 +13,7 @@ use crate::machine::estimate;
 use crate::plan::Request;
 use crate::program::height;
 use crate::spec::job::{Budget, PerPlace, Place};
-use crate::spec::units::Bytes;
+use crate::spec::units::{Bytes, Seconds};
 
 /// Plans that are lowered whole in a round.
 const ROUND: usize = 2;
@@ -69,7 +69,9 @@ pub(super) struct Rounds<'a> {
     rooms: Vec<Room<'a>>,
     open: Vec<Proposed>,
     /// What others would do.
-    known: Vec<Proposed>,
+    others: Vec<Proposed>,
+    /// A step that is known to fit.
+    least: f64,
     tried: Vec<Proposed>,
     pub(super) candidates: Vec<Candidate>,
 }
@@ -79,21 +81,23 @@ impl<'a> Rounds<'a> {
         problems: &'a Problems,
         request: &'a Request,
         budget: &'a Budget,
-        bounds: &[Option<f64>],
+        (bounds, known): (&[Option<f64>], Option<Seconds>),
     ) -> Rounds<'a> {
         let room = Room::all(budget);
-        let mut open = solved(problems, &room, bounds);
+        let least = known.map_or(f64::INFINITY, |known| known.0);
+        let mut open = solved(problems, &room, bounds, least);
         let best = open.iter().map(|p| p.counts.seconds);
-        let best = best.fold(f64::INFINITY, f64::min);
-        let known = known(problems, budget, best * FAR);
-        open.extend(known.iter().cloned());
+        let best = best.fold(least, f64::min);
+        let others = others(problems, budget, best * FAR);
+        open.extend(others.iter().cloned());
         Rounds {
             problems,
             request,
             budget,
             rooms: vec![room; problems.all.len()],
             open,
-            known,
+            others,
+            least,
             tried: Vec::new(),
             candidates: Vec::new(),
         }
@@ -117,13 +121,13 @@ impl<'a> Rounds<'a> {
         let fitting = self.candidates.iter().filter(|c| c.fits(self.budget));
         fitting
             .map(|c| c.estimate.step.0)
-            .fold(f64::INFINITY, f64::min)
+            .fold(self.least, f64::min)
     }
 
     /// What others would do and is proposed to be faster than all that was solved for turned out to be, or hardly slower.
     pub(super) fn others(&mut self) -> Vec<Proposed> {
         let best = self.best();
-        let mut others = std::mem::take(&mut self.known);
+        let mut others = std::mem::take(&mut self.others);
         let is_tried = |p: &Proposed| self.tried.iter().any(|tried| tried.is(p));
         others.retain(|p| p.counts.seconds < best * DOUBT && !is_tried(p));
         others.sort_by(by_seconds);
@@ -251,14 +255,18 @@ fn by_seconds(a: &Proposed, b: &Proposed) -> std::cmp::Ordering {
     a.counts.seconds.total_cmp(&b.counts.seconds)
 }
 
-/// The fastest counts of each problem that may be among the fastest, in the order of their bounds.
-fn solved(problems: &Problems, room: &Room, bounds: &[Option<f64>]) -> Vec<Proposed> {
+/// The fastest counts of each problem that may be among the fastest, in the order of their bounds; `best` is known already.
+fn solved(
+    problems: &Problems,
+    room: &Room,
+    bounds: &[Option<f64>],
+    mut best: f64,
+) -> Vec<Proposed> {
     let mut order: Vec<(usize, f64)> = (bounds.iter().enumerate())
         .filter_map(|(problem, bound)| Some((problem, (*bound)?)))
         .collect();
     order.sort_by(|a, b| a.1.total_cmp(&b.1));
     let mut open: Vec<Proposed> = Vec::new();
-    let mut best = f64::INFINITY;
     for (problem, bound) in order {
         if bound > best * FAR {
             break;
@@ -273,7 +281,7 @@ fn solved(problems: &Problems, room: &Room, bounds: &[Option<f64>]) -> Vec<Propo
 }
 
 /// What others would do, each with the home that suits it best, where that is proposed to be no slower than `far`.
-fn known(problems: &Problems, budget: &Budget, far: f64) -> Vec<Proposed> {
+fn others(problems: &Problems, budget: &Budget, far: f64) -> Vec<Proposed> {
     let best = |policy: &Policy| {
         let counts = |(index, problem): (usize, &Problem)| {
             if problem.layers.plain().seconds > far {

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::front::{self, Point};
+use super::front::Front;
 use super::layers::Counts;
 use super::problem::{Problem, Problems};
 use super::rounds::{AGAIN, Rounds};
@@ -24,40 +24,44 @@ pub struct Solved {
     pub bound: Option<Seconds>,
     /// What the kernels of a step take where everything stays on the device.
     pub compute: Seconds,
-    /// The fastest step within less and more memory.
-    pub front: Vec<Point>,
+    /// The fastest step within less and more memory, which is still to be solved for.
+    pub front: Front,
 }
 
 /// Plans that are lowered whole where nothing that was solved for fits: those that take least.
 const LEAST: usize = 4;
 
-/// Solves `request` within `budget`, with its `front` where that is asked for.
+/// Solves `request` within `budget`, for plans that are faster than a step of `known`.
 ///
 /// # Errors
 /// Where no home of the states can be planned.
-pub fn solve(request: &Request, budget: &Budget, front: bool) -> Result<Solved> {
+pub fn solve(request: &Request, budget: &Budget, known: Option<Seconds>) -> Result<Solved> {
     let problems = Problems::of(request)?;
-    let points = || match front {
-        true => front::of(&problems, budget),
-        false => Vec::new(),
-    };
-    let (solved, front) = rayon::join(|| within(&problems, request, budget), points);
-    Ok(Solved { front, ..solved? })
+    let solved = within(&problems, request, budget, known)?;
+    Ok(Solved {
+        front: problems.into(),
+        ..solved
+    })
 }
 
 /// Solves the `problems` of `request` within `budget`, without their front.
 ///
 /// What is proposed to be fastest is lowered whole. What it really takes enters, and its problem is solved again, until nothing is
-/// proposed to be faster than the fastest plan that was lowered.
+/// proposed to be faster than the fastest plan that was lowered, or than a step that is `known` to fit.
 ///
 /// # Errors
 /// Where a plan that was proposed cannot be lowered.
-pub fn within(problems: &Problems, request: &Request, budget: &Budget) -> Result<Solved> {
+pub fn within(
+    problems: &Problems,
+    request: &Request,
+    budget: &Budget,
+    known: Option<Seconds>,
+) -> Result<Solved> {
     let bounds: Vec<Option<f64>> = (problems.all.par_iter())
         .map(|problem| problem.layers.bound(budget))
         .collect();
     let bound = bounds.iter().flatten().copied().reduce(f64::min);
-    let mut rounds = Rounds::new(problems, request, budget, &bounds);
+    let mut rounds = Rounds::new(problems, request, budget, (&bounds, known));
     while let Some(next) = rounds.next() {
         for tried in rounds.lowered(next, AGAIN)? {
             rounds.learn(tried);
@@ -70,7 +74,7 @@ pub fn within(problems: &Problems, request: &Request, budget: &Budget) -> Result
         .candidates
         .extend(others.into_iter().map(|tried| tried.candidate));
     let mut candidates = rounds.candidates;
-    if !candidates.iter().any(|c| c.fits(budget)) {
+    if known.is_none() && !candidates.iter().any(|c| c.fits(budget)) {
         let least = problems.smallest(budget).into_iter().take(LEAST);
         let least: Vec<(&Problem, Counts)> = least.collect();
         let whole =
@@ -87,7 +91,7 @@ pub fn within(problems: &Problems, request: &Request, budget: &Budget) -> Result
         candidates,
         bound,
         compute: Seconds(problems.compute()),
-        front: Vec::new(),
+        front: Front::default(),
     })
 }
 

@@ -111,6 +111,7 @@ fn answered(
     let begin = Instant::now();
     let since = || 1e3 * begin.elapsed().as_secs_f64();
     desk.ask(state);
+    let priced = paces.provisional.len();
     while state.waits() {
         let left = PATIENCE.saturating_sub(begin.elapsed());
         let Ok(Event::Said(said)) = events.recv_timeout(left) else {
@@ -122,7 +123,10 @@ fn answered(
         drawn.map_err(|e| Error::io("a screen in memory", "draw", std::io::Error::other(e)))?;
         paces.frame.push(1e3 * drawing.elapsed().as_secs_f64());
         match state.shown().map(|(_, freshness)| freshness) {
-            Some(Freshness::Provisional) => paces.provisional.push(since()),
+            // The front of what was asked before may come in between.
+            Some(Freshness::Provisional) if paces.provisional.len() == priced => {
+                paces.provisional.push(since());
+            }
             Some(Freshness::Solved) => paces.solved.push(since()),
             _ => {}
         }

@@ -11,6 +11,7 @@ use crate::machine::lowered::Lowered;
 use crate::plan::file::PlanFile;
 use crate::plan::{Choice, Plan, Request};
 use crate::program::{Program, height};
+use crate::search::front::{Front, Point};
 use crate::search::{self, Answer, Candidate, Misfit, Outcome};
 use crate::show::course::Course;
 use crate::show::memory::{self, holders, passed, row_name};
@@ -92,19 +93,55 @@ pub struct Spot {
     pub options: Option<String>,
 }
 
+/// A front that is still to be solved for.
+#[derive(Debug, Clone)]
+pub struct Open {
+    front: Front,
+    budget: Budget,
+}
+
+impl Open {
+    /// Its points.
+    pub fn spots(&self) -> Vec<Spot> {
+        let spot = |point: Point| Spot {
+            memory: point.device,
+            step: point.step,
+            name: point.name,
+            options: None,
+        };
+        let points = self.front.points(&self.budget).into_iter();
+        points.map(spot).collect()
+    }
+}
+
 /// Searches for what is asked.
 ///
 /// # Errors
 /// Where a value or a choice is wrong.
 pub fn solve(settings: &Settings, question: &Question) -> Result<Found> {
+    let (mut found, open) = plan(settings, question)?;
+    if let Some(open) = open {
+        found.front = open.spots();
+    }
+    Ok(found)
+}
+
+/// Searches for what is asked; the front may be left open.
+///
+/// # Errors
+/// As [`solve`].
+pub fn plan(settings: &Settings, question: &Question) -> Result<(Found, Option<Open>)> {
     match question {
-        Question::Memfit(request) => solved(settings, request),
-        Question::Torch(request) => super::found_torch::solve(settings, request),
+        Question::Memfit(request) => {
+            let (found, open) = planned(settings, request)?;
+            Ok((found, Some(open)))
+        }
+        Question::Torch(request) => Ok((super::found_torch::solve(settings, request)?, None)),
     }
 }
 
-fn solved(settings: &Settings, request: &Request) -> Result<Found> {
-    let answer = search::search(request)?;
+fn planned(settings: &Settings, request: &Request) -> Result<(Found, Open)> {
+    let (answer, front) = search::plan(request)?;
     let best = match &answer.outcome {
         Outcome::Fits(best) => best,
         Outcome::Misfit(misfit) => &misfit.closest,
@@ -118,13 +155,14 @@ fn solved(settings: &Settings, request: &Request) -> Result<Found> {
         }
         Outcome::Misfit(_) => None,
     };
-    Ok(Found {
+    let found = Found {
         sentence: sentence(&answer),
         fits: matches!(answer.outcome, Outcome::Fits(_)),
-        front: front(&answer),
         file,
         ..found
-    })
+    };
+    let budget = answer.budget;
+    Ok((found, Open { front, budget }))
 }
 
 /// What the choices of the last plan take with what is decided now: what can be known at once. `None` where they cannot be made here.
@@ -256,14 +294,4 @@ fn largest_first(held: BTreeMap<Role, Bytes>) -> Vec<(Part, Bytes)> {
     let mut parts: Vec<(Part, Bytes)> = held.into_iter().map(|(r, b)| (Part::Held(r), b)).collect();
     parts.sort_by_key(|(part, bytes)| (std::cmp::Reverse(*bytes), *part));
     parts
-}
-
-fn front(answer: &Answer) -> Vec<Spot> {
-    let spots = answer.front.iter().map(|point| Spot {
-        memory: point.device,
-        step: point.step,
-        name: point.name.clone(),
-        options: None,
-    });
-    spots.collect()
 }

@@ -224,10 +224,21 @@ impl State {
                     self.remembered.remove(0);
                 }
                 self.solved = Some((serial, known));
-                let spots = self.front().len();
-                self.walk = self.walk.filter(|at| *at < spots);
             }
             Err(why) => self.failed = Some((serial, why)),
+        }
+    }
+
+    /// Takes the front of what was solved for settings of number `serial`.
+    pub fn take_front(&mut self, serial: u64, spots: Vec<Spot>) {
+        let Some((_, known)) = self.solved.as_mut().filter(|(last, _)| *last == serial) else {
+            return;
+        };
+        self.walk = self.walk.filter(|at| *at < spots.len());
+        known.found.front = spots;
+        let same = |old: &&mut Known| old.settings == known.settings;
+        if let Some(old) = self.remembered.iter_mut().find(same) {
+            old.found.front.clone_from(&known.found.front);
         }
     }
 
