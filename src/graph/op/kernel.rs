@@ -186,6 +186,7 @@ const SOURCES: &[(&str, &str)] = &[
         "masked_adamw",
         include_str!("../../../kernels/masked_adamw.cu"),
     ),
+    ("microadam", include_str!("../../../kernels/microadam.cu")),
     ("moe", include_str!("../../../kernels/moe.cu")),
     ("norm", include_str!("../../../kernels/norm.cu")),
     ("prepend", include_str!("../../../kernels/prepend.cu")),
