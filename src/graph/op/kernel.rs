@@ -182,6 +182,7 @@ const SOURCES: &[(&str, &str)] = &[
     ("embedding", include_str!("../../../kernels/embedding.cu")),
     ("gemm", include_str!("../../../kernels/gemm.cu")),
     ("guard", include_str!("../../../kernels/guard.cu")),
+    ("lsp_renew", include_str!("../../../kernels/lsp_renew.cu")),
     (
         "masked_adamw",
         include_str!("../../../kernels/masked_adamw.cu"),
