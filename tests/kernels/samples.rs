@@ -104,6 +104,7 @@ pub fn samples() -> Vec<Sample> {
         direction::masked(&mut all, dtype);
         direction::sparse_matrices(&mut all, dtype);
         direction::renewals(&mut all, dtype);
+        direction::refreshes(&mut all, dtype);
         update::adafactor(&mut all, dtype);
         update::microadam(&mut all, dtype);
         direction::attention(&mut all, dtype);

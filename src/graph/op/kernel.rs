@@ -180,6 +180,10 @@ const SOURCES: &[(&str, &str)] = &[
         include_str!("../../../kernels/elementwise.cu"),
     ),
     ("embedding", include_str!("../../../kernels/embedding.cu")),
+    (
+        "galore_refresh",
+        include_str!("../../../kernels/galore_refresh.cu"),
+    ),
     ("gemm", include_str!("../../../kernels/gemm.cu")),
     ("guard", include_str!("../../../kernels/guard.cu")),
     ("lsp_renew", include_str!("../../../kernels/lsp_renew.cu")),

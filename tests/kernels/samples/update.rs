@@ -8,7 +8,7 @@ use super::{FLOATS, Fill, Near, Sample};
 const LEN: [u64; 1] = [1003];
 
 /// A guard that scales, and one that says that gradients are not finite.
-fn guard(finite: bool) -> Fill {
+pub fn guard(finite: bool) -> Fill {
     let values = [0.5f32, f32::from(u8::from(finite)), 3.0];
     Fill::Bytes(values.iter().flat_map(|x| x.to_ne_bytes()).collect())
 }
