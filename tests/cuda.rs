@@ -447,13 +447,13 @@ fn a_calibrated_gpu_is_a_device_file_that_plans_take() {
     let device = Device::from_toml(&file, &fs::read_to_string(&file).unwrap()).unwrap();
     assert_eq!(device.name, "driver double (not a GPU)");
     assert!(device.capability.is_some() && device.threads.is_none() && !device.unified);
-    for op in ["linear.f32", "linear.bf16", "linear.f16", "adamw.f32"] {
-        let share = device.efficiency.get(op).copied();
-        assert!(
-            share.is_some_and(|s| s > 0.0 && s <= 1.0),
-            "{op}: {share:?}"
-        );
-    }
+    let shares = &device.efficiency;
+    assert!(
+        shares.keys().any(|op| op.starts_with("linear_")),
+        "{shares:?}"
+    );
+    assert!(shares.values().all(|s| *s > 0.0 && *s <= 1.0), "{shares:?}");
+    assert!(!shares.contains_key("feed.u32"), "{shares:?}");
     let plan = ["plan", "--model", "tiny", "--gpu", &file, "--json"];
     let run = memfit(&plan, &[]);
     assert!(run.output.status.success(), "{}", run.errors());
@@ -464,7 +464,7 @@ fn a_calibrated_gpu_is_a_device_file_that_plans_take() {
         .values_mut()
         .for_each(|share| *share /= 8.0);
     fs::write(&file, slower.to_toml().unwrap()).unwrap();
-    let seconds = |run: &Run| run.json()["estimate"]["step"].as_f64().unwrap();
+    let seconds = |run: &Run| run.json()["estimate"]["step_seconds"].as_f64().unwrap();
     assert!(seconds(&memfit(&plan, &[])) > seconds(&run));
 }
 

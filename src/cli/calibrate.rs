@@ -49,8 +49,9 @@ pub fn calibrate(args: &Args, quiet: bool) -> Result<Answer> {
     let answer = match &args.output {
         Some(path) => {
             files::write(path, &text)?;
+            let here = if path.is_absolute() { "" } else { "./" };
             let path = path.display();
-            format!("{} measured; use it with --gpu ./{path}\n", device.name)
+            format!("{} measured; use it with --gpu {here}{path}\n", device.name)
         }
         None => text,
     };

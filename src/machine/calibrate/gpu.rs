@@ -17,6 +17,12 @@ use crate::spec::units::Seconds;
 /// Launches within this factor of an op's largest are taken together.
 const NEAR: f64 = 0.5;
 
+/// An op that takes less than so many times a launch alone tells nothing of its share: it is left out, and what is assumed of it stays.
+const SEEN: f64 = 2.0;
+
+/// What crosses the link, and is no kernel.
+const OUTSIDE: [&str; 2] = ["feed.", "report."];
+
 /// Measures the first GPU: its ceilings, then the share of them that each op reaches at its largest size in training runs.
 ///
 /// # Errors
@@ -42,7 +48,7 @@ pub fn calibrate_gpu(options: &Options, progress: &mut dyn FnMut(&str, f64)) -> 
         let folder = &options.folder;
         let launches = ops::launches(run, *precision, backend, &device, folder, &mut around)?;
         for (stream, key, launch) in launches {
-            if stream == Stream::Compute {
+            if stream == Stream::Compute && !OUTSIDE.iter().any(|name| key.starts_with(name)) {
                 found.entry(key).or_default().push(launch);
             }
         }
@@ -56,14 +62,18 @@ pub fn calibrate_gpu(options: &Options, progress: &mut dyn FnMut(&str, f64)) -> 
     Ok(device)
 }
 
-/// The share of the ceilings that an op reaches at its largest size, its launch apart: the middle of those near it. What is held in the
-/// device's cache may pass the ceiling of its memory: that counts as all of it.
+/// The share of the ceilings that an op reaches at its largest size, its launch apart: the middle of those near it; none where its launch
+/// is most of it. What is held in the device's cache may pass the ceiling of its memory: that counts as all of it.
 fn reached(launches: &[Launch], device: &Device) -> Option<f64> {
+    let launch = device.launch.0;
     let ideal = |l: &Launch| ideal_seconds(l.work, l.dtype, device);
     let most = launches.iter().map(ideal).fold(0.0, f64::max);
-    let large = launches.iter().filter(|l| ideal(l) >= NEAR * most);
-    let share = |l: &Launch| ideal(l) / (l.seconds - device.launch.0).max(ideal(l));
-    (most > 0.0).then(|| median(large.map(share).collect()))
+    let large = launches.iter();
+    let large = large.filter(|l| ideal(l) >= NEAR * most && l.seconds >= SEEN * launch);
+    let shares: Vec<f64> = large
+        .map(|l| ideal(l) / (l.seconds - launch).max(ideal(l)))
+        .collect();
+    (most > 0.0 && !shares.is_empty()).then(|| median(shares))
 }
 
 /// The device without its ops.
@@ -110,9 +120,41 @@ fn notes(found: Ceilings) -> String {
         false => "pageable (it could not be pinned)",
     };
     format!(
-        "peaks: the best square products of memfit's own kernels, which other libraries may pass; bandwidth: a copy within the device, read \
+        "peaks: the best square products of memfit's own kernels, which other libraries may pass; efficiency: of ops that took more than their launch; bandwidth: a copy within the device, read \
          and written; link: the slower way of copies of {memory} memory, both at once reached {:.2} GB/s together; reserved: what the \
          context and other programs held",
         found.both / 1e9
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::op::Work;
+    use crate::graph::tensor::DType;
+
+    #[test]
+    fn a_share_is_of_the_largest_launches_and_none_of_those_that_are_launches_alone() -> Result<()>
+    {
+        let mut device = crate::spec::device::find("h100-80gb")?;
+        (device.bandwidth, device.launch) = (1e12, Seconds(1e-5));
+        let of = |megabytes: u64, seconds: f64| Launch {
+            work: Work {
+                matmul: 0,
+                vector: 0,
+                bytes: megabytes << 20,
+            },
+            dtype: DType::Bf16,
+            seconds,
+        };
+        let ideal = |megabytes: u64| (megabytes << 20) as f64 / 1e12;
+        let half = of(1000, 1e-5 + 2.0 * ideal(1000));
+        let slow = of(10, 1e-5 + 20.0 * ideal(10));
+        let share = |launches: &[Launch]| reached(launches, &device);
+        assert!(share(&[half, slow]).is_some_and(|s| (s - 0.5).abs() < 1e-9));
+        assert_eq!(share(&[of(1000, ideal(500))]), Some(1.0));
+        assert_eq!(share(&[of(1, 1.5e-5)]), None);
+        assert_eq!(share(&[]), None);
+        Ok(())
+    }
 }

@@ -152,7 +152,7 @@ const NARROW: (Size, u64, u64) = (
         vocab: 256,
     },
     2,
-    16,
+    64,
 );
 
 /// The runs of a GPU's calibration; a `quick` one meets the ops of one family under one variant.
