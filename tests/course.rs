@@ -1,14 +1,18 @@
 //! Courses: what places hold over a step, against the estimate and against a plain walk over the text.
 
+use std::collections::BTreeMap;
+
 use memfit::graph::Stream;
 use memfit::machine::estimate::{self, simulate};
+use memfit::machine::timeline::Timeline;
 use memfit::plan::Plan;
 use memfit::plan::library;
 use memfit::program::{Instr, Program};
 use memfit::show::course::{Course, Sample, in_step};
 use memfit::show::curve::{Curve, moments};
+use memfit::spec::device;
 use memfit::spec::job::Place;
-use memfit::spec::units::Bytes;
+use memfit::spec::units::{Bytes, Seconds};
 
 /// Plans that differ in what they hold where, and one of several programs.
 fn plans() -> Vec<(String, Plan)> {
@@ -132,6 +136,62 @@ fn moments_never_fall_and_allocations_precede_what_uses_them() {
             }
             let curve = Curve::new(program, Place::Gpu);
             assert_eq!(curve.peak(), program.load.gpu, "{name}");
+        }
+    }
+}
+
+/// Instructions of the text by stream: how many, and how many bytes those that are copies move.
+fn counted<'a>(
+    program: &Program,
+    at: impl Iterator<Item = usize> + 'a,
+) -> BTreeMap<Stream, (u64, u64)> {
+    let mut counts = BTreeMap::new();
+    for at in at {
+        let (stream, bytes) = match &program.code[at] {
+            Instr::Launch { stream, .. } => (*stream, 0),
+            Instr::Copy { from, stream, .. } => (*stream, from.bytes.0),
+            _ => continue,
+        };
+        let count: &mut (u64, u64) = counts.entry(stream).or_default();
+        *count = (count.0 + 1, count.1 + bytes);
+    }
+    counts
+}
+
+#[test]
+fn a_simulated_7b_step_walks_every_launch_and_copy_of_its_programs_and_pays_for_each_launch() {
+    for device in ["rtx4090", "h100-80gb"] {
+        let device = device::find(device).unwrap();
+        for name in ["7b-24gb", "zero-offload-6.7b-24gb"] {
+            let mut plan = library::find(name).unwrap().plan().unwrap();
+            plan.job.target.device = device.clone();
+            let mut free = plan.clone();
+            free.job.target.device.launch = Seconds(0.0);
+            for program in &estimate::stepping(&plan).unwrap() {
+                let walk = simulate(program, &plan).unwrap();
+                let text = counted(program, 0..program.code.len());
+                let walked = counted(program, walk.marks.iter().map(|m| m.at));
+                assert_eq!(text, walked, "{name} on {}", device.id);
+                assert!(text.values().any(|(_, bytes)| *bytes > 0), "{name}");
+                // Alone, a kernel takes its launch longer than if launches were free; beside copies no less.
+                let without = simulate(program, &free).unwrap();
+                let seconds = |t: &Timeline| t.busy()[&Stream::Compute];
+                let launches = text[&Stream::Compute].0 as f64 * device.launch.0;
+                let paid = seconds(&walk) - seconds(&without);
+                assert!(device.launch.0 > 0.0 && launches > 0.0);
+                assert!(
+                    paid > 0.5 * launches && paid < 1.5 * launches,
+                    "{name}: {paid} of {launches}"
+                );
+                let shortest = walk.marks.iter().filter(|m| m.stream == Stream::Compute);
+                let shortest = shortest
+                    .map(|m| m.end - m.start)
+                    .fold(f64::INFINITY, f64::min);
+                assert!(
+                    shortest >= device.launch.0 * 0.999_999,
+                    "{name}: {shortest}"
+                );
+            }
         }
     }
 }

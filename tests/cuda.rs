@@ -11,6 +11,7 @@ use std::sync::OnceLock;
 use memfit::machine::cuda::driver;
 use memfit::machine::micro::{self, Size};
 use memfit::machine::selftest;
+use memfit::spec::device::Device;
 use serde_json::Value;
 
 use crate::kernels::emulator::compiler;
@@ -200,7 +201,7 @@ fn without_a_driver_one_sentence_says_so_and_the_status_is_two() {
     if driver::is_present() {
         return println!("skipped: there is a driver here");
     }
-    let commands: [&[&str]; 3] = [
+    let commands: [&[&str]; 4] = [
         &[
             "run", "--model", "tiny", "--gpu", "1GiB", "--device", "cuda",
         ],
@@ -208,6 +209,7 @@ fn without_a_driver_one_sentence_says_so_and_the_status_is_two() {
             "validate", "--model", "tiny", "--gpu", "1GiB", "--device", "cuda",
         ],
         &["selftest", "--device", "cuda"],
+        &["calibrate", "--device", "cuda", "--quick"],
     ];
     for command in commands {
         let run = memfit(command, &[("LD_LIBRARY_PATH", "")]);
@@ -427,6 +429,37 @@ fn held(every: &str) {
     assert!(failures.is_empty(), "{}", failures.join("\n"));
     assert_eq!(report["free_before"], report["free_after"]);
     nothing_left(&run);
+}
+
+#[test]
+fn a_calibrated_gpu_is_a_device_file_that_plans_take() {
+    if let Err(reason) = double() {
+        return println!("{reason}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("gpu.toml").display().to_string();
+    let run = memfit(
+        &["calibrate", "--device", "cuda", "--quick", "-o", &file],
+        &[],
+    );
+    assert!(run.output.status.success(), "{}", run.errors());
+    nothing_left(&run);
+    let device = Device::from_toml(&file, &fs::read_to_string(&file).unwrap()).unwrap();
+    assert_eq!(device.name, "driver double (not a GPU)");
+    assert!(device.capability.is_some() && device.threads.is_none() && !device.unified);
+    // Kernels of so small models hardly take longer on the double than its launches: shares may be few.
+    let shares = &device.efficiency;
+    assert!(shares.values().all(|s| *s > 0.0 && *s <= 1.0), "{shares:?}");
+    assert!(!shares.contains_key("feed.u32"), "{shares:?}");
+    let plan = ["plan", "--model", "tiny", "--gpu", &file, "--json"];
+    let run = memfit(&plan, &[]);
+    assert!(run.output.status.success(), "{}", run.errors());
+    // A share in the file is what times are made of.
+    let mut slower = device.clone();
+    slower.efficiency.insert("linear.bf16".to_string(), 1e-3);
+    fs::write(&file, slower.to_toml().unwrap()).unwrap();
+    let seconds = |run: &Run| run.json()["estimate"]["step_seconds"].as_f64().unwrap();
+    assert!(seconds(&memfit(&plan, &[])) > seconds(&run));
 }
 
 #[test]

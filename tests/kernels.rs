@@ -319,7 +319,7 @@ macro_rules! agreement {
     };
 }
 
-agreement!(activation adafactor attention attention_mma bias compress cross_entropy direction dropout elementwise embedding gemm guard masked_adamw moe norm prepend quantized rope sparse update);
+agreement!(activation adafactor attention attention_mma bias compress cross_entropy direction dropout elementwise embedding galore_refresh gemm guard lsp_renew masked_adamw microadam moe norm prepend quantized rope sparse update);
 
 #[test]
 fn every_file_of_kernels_is_held_to_definitions() {

@@ -1,6 +1,7 @@
 //! Calibration: this machine measured as a device, so that plans can be timed for it and checked on it.
 
 mod curve;
+mod gpu;
 mod ops;
 mod rates;
 
@@ -13,6 +14,7 @@ use super::train::memory;
 use crate::error::Result;
 use crate::spec::device::{Device, Peak};
 use crate::spec::units::{Bytes, Seconds};
+pub use gpu::calibrate_gpu;
 use rates::Products;
 pub use rates::copy_rate;
 

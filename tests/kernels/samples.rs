@@ -103,7 +103,10 @@ pub fn samples() -> Vec<Sample> {
         direction::low_rank(&mut all, dtype);
         direction::masked(&mut all, dtype);
         direction::sparse_matrices(&mut all, dtype);
+        direction::renewals(&mut all, dtype);
+        direction::refreshes(&mut all, dtype);
         update::adafactor(&mut all, dtype);
+        update::microadam(&mut all, dtype);
         direction::attention(&mut all, dtype);
         direction::tangents(&mut all, dtype);
     }

@@ -180,12 +180,18 @@ const SOURCES: &[(&str, &str)] = &[
         include_str!("../../../kernels/elementwise.cu"),
     ),
     ("embedding", include_str!("../../../kernels/embedding.cu")),
+    (
+        "galore_refresh",
+        include_str!("../../../kernels/galore_refresh.cu"),
+    ),
     ("gemm", include_str!("../../../kernels/gemm.cu")),
     ("guard", include_str!("../../../kernels/guard.cu")),
+    ("lsp_renew", include_str!("../../../kernels/lsp_renew.cu")),
     (
         "masked_adamw",
         include_str!("../../../kernels/masked_adamw.cu"),
     ),
+    ("microadam", include_str!("../../../kernels/microadam.cu")),
     ("moe", include_str!("../../../kernels/moe.cu")),
     ("norm", include_str!("../../../kernels/norm.cu")),
     ("prepend", include_str!("../../../kernels/prepend.cu")),

@@ -39,8 +39,8 @@ pub(super) struct Samples {
 }
 
 /// One training run whose launches are timed.
-struct Sample {
-    model: ModelSpec,
+pub(super) struct Sample {
+    pub(super) model: ModelSpec,
     batch: u64,
     seq: u64,
     choices: &'static [&'static str],
@@ -135,10 +135,51 @@ pub(super) fn sample(
     Ok(samples)
 }
 
-/// The plan of one run on a number of threads.
-fn plan(run: &Sample, precision: Precision, threads: u32, device: &Device) -> Result<Plan> {
+/// Sizes of a run for a GPU: of kernels that fill it, with heads of 128 columns, and of a quick look.
+const WIDE: (Size, u64, u64) = (
+    Size {
+        hidden: 512,
+        layers: 2,
+        vocab: 8192,
+    },
+    16,
+    512,
+);
+const NARROW: (Size, u64, u64) = (
+    Size {
+        hidden: 32,
+        layers: 2,
+        vocab: 256,
+    },
+    2,
+    64,
+);
+
+/// The runs of a GPU's calibration; a `quick` one meets the ops of one family under one variant.
+pub(super) fn runs_of_gpu(quick: bool) -> Result<Vec<Sample>> {
+    let ((size, batch, seq), families, variants, steps) = match quick {
+        true => (NARROW, &MICRO[..1], &VARIANTS[..1], 3),
+        false => (WIDE, &MICRO[..], &VARIANTS[..], 6),
+    };
+    let mut runs = Vec::new();
+    for family in families {
+        for choices in variants {
+            runs.push(Sample {
+                model: micro::model(family, size)?,
+                batch,
+                seq,
+                choices,
+                steps,
+            });
+        }
+    }
+    Ok(runs)
+}
+
+/// The plan of one run.
+fn plan(run: &Sample, precision: Precision, backend: Backend, device: &Device) -> Result<Plan> {
     let mut target = Target::new(device.clone(), Host::default());
-    target.backend = Backend::Cpu { threads };
+    target.backend = backend;
     let job = Job {
         model: run.model.clone(),
         seq: run.seq,
@@ -167,11 +208,30 @@ fn take(
     if concurrent && threads == cores && cores > 1 {
         return Ok(());
     }
-    let mut session = measure::open(
-        plan(run, precision, threads, device)?,
-        folder,
-        Settings::default(),
-    )?;
+    let backend = Backend::Cpu { threads };
+    for (stream, key, launch) in launches(run, precision, backend, device, folder, samples)? {
+        let threads = if stream == Stream::Compute {
+            threads
+        } else {
+            1
+        };
+        let key = curve_key(&key, threads);
+        samples.launches.entry(key).or_default().push(launch);
+    }
+    Ok(())
+}
+
+/// Every launch of a run: its stream, the key of its efficiency, and a low middle of its times. What lies between launches goes to `samples`.
+pub(super) fn launches(
+    run: &Sample,
+    precision: Precision,
+    backend: Backend,
+    device: &Device,
+    folder: &Path,
+    samples: &mut Samples,
+) -> Result<Vec<(Stream, String, Launch)>> {
+    let plan = plan(run, precision, backend, device)?;
+    let mut session = measure::open(plan, folder, Settings::default())?;
     let mut times: BTreeMap<(When, usize), (Stream, Vec<f64>)> = BTreeMap::new();
     session.step()?;
     for _ in 1..run.steps {
@@ -186,7 +246,7 @@ fn take(
             }
         }
     }
-    let programs = session.programs();
+    let (programs, mut found) = (session.programs(), Vec::new());
     for ((when, at), (stream, seconds)) in times {
         let program = programs.iter().find(|p| p.when == when);
         let Some(program) = program else { continue };
@@ -194,24 +254,15 @@ fn take(
             continue;
         };
         let (key, work, dtype) = node_work(&program.step, node);
-        let threads = if stream == Stream::Compute {
-            threads
-        } else {
-            1
-        };
         let seconds = quartile(seconds);
         let launch = Launch {
             work,
             dtype,
             seconds,
         };
-        samples
-            .launches
-            .entry(curve_key(&key, threads))
-            .or_default()
-            .push(launch);
+        found.push((stream, key, launch));
     }
-    Ok(())
+    Ok(found)
 }
 
 /// What a walk spends between launches and around them.

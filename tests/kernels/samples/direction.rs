@@ -5,8 +5,10 @@ use memfit::graph::op::direction::{Descend, Direction, Draw, FirstOrder, Perturb
 use memfit::graph::op::linear_cross_entropy::LinearCrossEntropyTangent;
 use memfit::graph::op::norm_tangent::{LayerNormTangent, RmsNormTangent};
 use memfit::graph::op::optimizer::galore::{Apply, Direction as LowStep, Low, Project};
-use memfit::graph::op::optimizer::lsp::{AdamStep, ApplyProjected, TakeStep};
-use memfit::graph::op::optimizer::{AdamW8Bit, Began, DirectionSum, MaskedAdamW, Threshold};
+use memfit::graph::op::optimizer::lsp::{AdamStep, ApplyProjected, Renew, TakeStep};
+use memfit::graph::op::optimizer::{
+    AdamW8Bit, Began, DirectionSum, Factorization, MaskedAdamW, Refresh, Threshold,
+};
 use memfit::graph::op::prepend::{Prepend, PrependBackward, Trim};
 use memfit::graph::op::sparse::SparseProject;
 use memfit::graph::tensor::{DType, Type};
@@ -324,6 +326,62 @@ pub fn sparse_matrices(all: &mut Vec<Sample>, dtype: DType) {
         all.push(match guard {
             true => sample.with(&[3], f32, Fill::Positive(1.0)),
             false => sample,
+        });
+    }
+}
+
+pub fn renewals(all: &mut Vec<Sample>, dtype: DType) {
+    let (m, n, width, f32) = (45, 150, 20, DType::F32);
+    // Never drawn; kept; left for new ones; drawn though the gradient says nothing.
+    for (drawn, threshold, slope) in [
+        (false, 1e-3, 1.0),
+        (true, 10.0, 1.0),
+        (true, 1e-3, 1.0),
+        (false, 1e-3, 0.0),
+    ] {
+        let op = Renew {
+            threshold,
+            beta: 1e-4,
+            fit: 3,
+        };
+        let sample = Sample::new(op, Near::Sums);
+        let mut sample = sample.with(&[m, n], dtype, Fill::Normal(slope));
+        sample = sparse(sample, m, width, 3, dtype);
+        sample = sparse(sample, n, width, 3, dtype);
+        if !drawn {
+            for values in [1, 3] {
+                sample.inputs[values].1 = Fill::Normal(0.0);
+            }
+        }
+        let square = [width, width];
+        let sample = sample.normal(&square, f32);
+        all.push(sample.with(&square, f32, Fill::Positive(1.0)));
+    }
+}
+
+pub fn refreshes(all: &mut Vec<Sample>, dtype: DType) {
+    let randomized = |more, power| Factorization::Randomized { more, power };
+    for (shape, factorization, drawn, finite) in [
+        ([40, 24], Factorization::Exact, true, None),
+        ([35, 70], Factorization::Exact, false, Some(true)),
+        ([40, 24], randomized(3, 1), true, None),
+        ([37, 70], randomized(4, 2), false, Some(true)),
+        ([24, 40], Factorization::Exact, true, Some(false)),
+        ([24, 40], randomized(2, 0), false, Some(false)),
+    ] {
+        let projector = Low::of(&Type::new(&shape, dtype), 5).projector(dtype);
+        let guard = finite.is_some();
+        // Directions turn by what is left of sums in another order, over the distance of their values.
+        let op = Refresh {
+            factorization,
+            guard,
+        };
+        let sample = Sample::new(op, Near::Within(2e-4)).normal(&shape, dtype);
+        let old = Fill::Normal(if drawn { 0.2 } else { 0.0 });
+        let sample = sample.with(&projector.shape, dtype, old);
+        all.push(match finite {
+            Some(finite) => sample.with(&[3], DType::F32, super::update::guard(finite)),
+            None => sample,
         });
     }
 }

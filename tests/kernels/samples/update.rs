@@ -1,6 +1,6 @@
 //! Calls of optimizers and of their guard.
 
-use memfit::graph::op::optimizer::{Adafactor, AdamW, ClipScale, Lion, Sgd, SquareSum};
+use memfit::graph::op::optimizer::{Adafactor, AdamW, ClipScale, Lion, MicroAdam, Sgd, SquareSum};
 use memfit::graph::tensor::{DType, Type};
 
 use super::{FLOATS, Fill, Near, Sample};
@@ -8,7 +8,7 @@ use super::{FLOATS, Fill, Near, Sample};
 const LEN: [u64; 1] = [1003];
 
 /// A guard that scales, and one that says that gradients are not finite.
-fn guard(finite: bool) -> Fill {
+pub fn guard(finite: bool) -> Fill {
     let values = [0.5f32, f32::from(u8::from(finite)), 3.0];
     Fill::Bytes(values.iter().flat_map(|x| x.to_ne_bytes()).collect())
 }
@@ -132,6 +132,70 @@ pub fn adafactor(all: &mut Vec<Sample>, dtype: DType) {
             }
             for (_, at) in states {
                 sample = sample.with(&at.shape, at.dtype, Fill::Positive(0.5));
+            }
+            all.push(match guarded {
+                Some(finite) => sample.with(&[3], DType::F32, guard(finite)),
+                None => sample,
+            });
+        }
+    }
+}
+
+/// A window of which the places in each row and block are in their order and differ.
+fn places(op: &MicroAdam, elements: u64, rows: u64) -> Vec<u8> {
+    let block = u64::from(op.block).min(elements);
+    let mut all = Vec::new();
+    for row in 0..rows {
+        for from in (0..elements).step_by(block as usize) {
+            let length = block.min(elements - from);
+            let kept = (length as f64 * op.density).ceil() as u64;
+            let place = |k: u64| (k * length / kept + row % (length / kept).max(1)) as u16;
+            all.extend((0..kept).map(place));
+        }
+    }
+    all.into_iter().flat_map(u16::to_ne_bytes).collect()
+}
+
+pub fn microadam(all: &mut Vec<Sample>, gradient: DType) {
+    for parameter in FLOATS {
+        for (elements, block, quant, density, guarded, step) in [
+            (7003, 3000, 64, 0.01, None, 3),
+            (7001, 2500, 10, 0.3, Some(true), 23),
+            (1003, 2500, 64, 0.05, Some(false), 23),
+            (64, 64, 64, 1.0, None, 1),
+        ] {
+            let master = guarded.is_some();
+            let op = MicroAdam {
+                window: 10,
+                density,
+                block,
+                quant,
+                beta1: 0.9,
+                beta2: 0.99,
+                eps: 1e-8,
+                decay: 0.1,
+                alpha: if master { 0.25 } else { 0.0 },
+                master,
+                guard: guarded.is_some(),
+            };
+            let at = Type::new(&[elements], parameter);
+            let index = places(&op, elements, u64::from(op.window));
+            let states = op.states(&at);
+            let mut sample = Sample::new(op, Near::Exact).normal(&[elements], gradient);
+            sample.scalars.step = step;
+            sample = sample.normal(&[elements], parameter);
+            if master {
+                sample = sample.normal(&[elements], DType::F32);
+            }
+            for (name, at) in states {
+                let fill = match name {
+                    "index" => Fill::Bytes(index.clone()),
+                    "error" => Fill::Below(256),
+                    "low" => Fill::Normal(0.1),
+                    "high" => Fill::Positive(0.5),
+                    _ => Fill::Normal(1.0),
+                };
+                sample = sample.with(&at.shape, at.dtype, fill);
             }
             all.push(match guarded {
                 Some(finite) => sample.with(&[3], DType::F32, guard(finite)),

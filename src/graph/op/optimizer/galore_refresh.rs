@@ -1,5 +1,7 @@
 //! GaLore's projector: the largest singular directions of a gradient on its smaller side.
 
+mod launches;
+
 use rayon::prelude::*;
 
 use super::eigen;
@@ -7,6 +9,7 @@ use super::galore::Low;
 use super::update::{coefficient, expect_guard};
 use crate::error::Result;
 use crate::graph::op::gemm::{Mat, matmul, matmul_scratch};
+use crate::graph::op::kernel::{Call, Kernel};
 use crate::graph::op::simd::{self, vectorized};
 use crate::graph::op::{Element, Io, Op, Output, Work, expect, expect_inputs, traffic};
 use crate::graph::random::Key;
@@ -134,6 +137,9 @@ impl Op for Refresh {
             }
             Ok(())
         })
+    }
+    fn cuda(&self, call: &Call) -> Kernel {
+        launches::kernel(self, call)
     }
 }
 

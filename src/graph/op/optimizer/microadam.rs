@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use super::feedback::Left;
 use super::update::{Part, Rule, STATES, coefficient, expect_guard, walk};
 use crate::error::Result;
+use crate::graph::op::kernel::{Argument, Call, Kernel, Launch, input, output};
 use crate::graph::op::{Element, Io, Op, Output, View, ViewMut, Work, exactly};
 use crate::graph::op::{expect, expect_inputs, traffic};
 use crate::graph::tensor::{DType, Type};
@@ -119,13 +120,14 @@ impl Op for MicroAdam {
         expect_guard(self.name(), self.guard, inputs)?;
         Ok((0..count).map(|of| Output::Overwrite { of }).collect())
     }
-    /// On a CPU, a block's sizes or its moments for each thread. On a GPU those lie in shared memory, but `torch.topk` takes a copy
-    /// of the accumulator and gives values and 64-bit indices.
+    /// On a CPU, a block's sizes or its moments for each thread; on a GPU those lie in shared memory.
     fn scratch(&self, inputs: &[Type], backend: Backend) -> Bytes {
-        let cut = self.cut(&inputs[1]);
         match backend {
-            Backend::Cpu { threads } => Bytes(u64::from(threads.max(1)) * 8 * cut.block as u64),
-            Backend::Cuda { .. } => Bytes(inputs[0].bytes().0 + 10 * cut.all as u64),
+            Backend::Cpu { threads } => {
+                let block = self.cut(&inputs[1]).block;
+                Bytes(u64::from(threads.max(1)) * 8 * block as u64)
+            }
+            Backend::Cuda { .. } => Bytes::ZERO,
         }
     }
     fn work(&self, inputs: &[Type], outputs: &[Type]) -> Work {
@@ -193,6 +195,68 @@ impl Op for MicroAdam {
             &rule,
         )
     }
+    fn cuda(&self, call: &Call) -> Kernel {
+        Kernel::all(self.launches(call))
+    }
+}
+
+/// Elements of which a block of threads holds the moments (`TILE` in the kernel).
+const TILE: u64 = 2048;
+
+impl MicroAdam {
+    /// The largest into the window, codes of the rest, the step, and what of the rest is left behind it.
+    fn launches(&self, call: &Call) -> Vec<Launch> {
+        let cut = self.cut(&call.inputs[1]);
+        let step = call.scalars.step.max(1);
+        let first = 2 + usize::from(self.master);
+        let [index, value, error, low, high] = [0, 1, 2, 3, 4].map(|i| output(first + i));
+        let optional = |there: bool, argument: Argument| match there {
+            true => argument,
+            false => Argument::Null,
+        };
+        let master = optional(self.master, output(2));
+        let guard = optional(self.guard, input(first + 5));
+        let [n, block, kept, all, quant] =
+            [cut.elements, cut.block, cut.kept, cut.all, cut.quant].map(|x| x as u64);
+        let blocks = n.div_ceil(block);
+        let sizes = [n, block, kept, all, quant].map(Argument::U64);
+        let launch = |entry| {
+            let launch = Launch::new("microadam", entry).format("G", call.format(0));
+            launch.format("P", call.format(1))
+        };
+        let select = launch("microadam_select").grid(blocks, 1, 1);
+        let keep = launch("microadam_keep").blocks(n.div_ceil(quant).div_ceil(8));
+        let take = launch("microadam_step").grid(blocks, block.div_ceil(TILE), 1);
+        let rest = launch("microadam_rest").blocks(n.div_ceil(quant).div_ceil(256));
+        let (rate, correct) = (f64::from(call.scalars.rate), |beta| share(beta, step));
+        let now = ((step - 1) % u64::from(self.window)) as u32;
+        let mut launches = vec![
+            select
+                .given([output(0), error, low, high, index, value, guard])
+                .given(sizes)
+                .given([now.into()]),
+            keep.given([output(0), error, low, high, guard, n.into(), quant.into()]),
+            take.given([output(0), output(1), master, index, value])
+                .given([error, low, high, guard])
+                .given(sizes)
+                .given([step.into(), self.window.into()])
+                .given([self.beta1.into(), self.beta2.into()])
+                .given([correct(self.beta1).into(), correct(self.beta2).into()])
+                .given([self.eps as f32, self.alpha as f32].map(Argument::F32))
+                .given([(1.0 - rate * self.decay) as f32, rate as f32].map(Argument::F32)),
+        ];
+        if self.alpha != 0.0 {
+            let ranges = n.div_ceil(quant);
+            let share = ((1.0 - self.alpha) as f32).into();
+            launches.push(rest.given([low, high, guard, ranges.into(), share]));
+        }
+        launches
+    }
+}
+
+/// What the sum of a window is multiplied by: (1 - β) over what the weights add up to.
+fn share(beta: f64, step: u64) -> f32 {
+    ((1.0 - beta) / (1.0 - beta.powf(step as f64))) as f32
 }
 
 /// Room for one block for each thread.
@@ -260,8 +324,8 @@ impl Window<'_> {
     /// Puts Adam's step of unit rate, from the moments of the window, in the accumulator's place.
     fn step<G: Element>(&self, cut: Cut, rule: &MicroAdam, step: u64, a: &mut [G], slots: &Slots) {
         let rows = cut.window.min(step as usize);
-        let share = |beta: f64| ((1.0 - beta) / (1.0 - beta.powf(step as f64))) as f32;
-        let (c1, c2, eps) = (share(rule.beta1), share(rule.beta2), rule.eps as f32);
+        let (c1, c2) = (share(rule.beta1, step), share(rule.beta2, step));
+        let eps = rule.eps as f32;
         a.par_chunks_mut(cut.block)
             .enumerate()
             .for_each(|(block, a)| {

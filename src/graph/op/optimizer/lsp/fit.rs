@@ -132,11 +132,8 @@ impl<G: Element> Fit<'_, G> {
                 return;
             }
             self.differentiate(values, room);
-            let way = f64::from(turn) / f64::from(most);
-            let rate = RATE * 0.5 * (1.0 + (std::f64::consts::PI * way).cos());
-            let correct = |beta: f64| 1.0 - beta.powi(turn as i32 + 1);
-            let (root, rate) = (correct(BETAS.1).sqrt(), rate / correct(BETAS.0));
-            descend(values, room.slope, room.m, room.v, root as f32, rate as f32);
+            let (root, rate) = rates(turn, most);
+            descend(values, room.slope, room.m, room.v, root, rate);
         }
     }
 
@@ -264,6 +261,15 @@ impl<G: Element> Fit<'_, G> {
         p.row(i)
             .for_each(|(k, x)| add_scaled(x, &sqq[k * width..][..width], eq));
     }
+}
+
+/// What Adam divides the root of its second moment by, and its rate, in turn `turn` of `most`: both corrected for moments that began at zero.
+pub(super) fn rates(turn: u32, most: u32) -> (f32, f32) {
+    let way = f64::from(turn) / f64::from(most);
+    let rate = RATE * 0.5 * (1.0 + (std::f64::consts::PI * way).cos());
+    let correct = |beta: f64| 1.0 - beta.powi(turn as i32 + 1);
+    let (root, rate) = (correct(BETAS.1).sqrt(), rate / correct(BETAS.0));
+    (root as f32, rate as f32)
 }
 
 /// A matrix (d, n) in panels times Q: `into` (d, d).

@@ -3,6 +3,7 @@
 mod apply;
 mod direction;
 mod fit;
+mod launches;
 mod renew;
 mod step;
 

@@ -2,7 +2,9 @@
 
 use crate::error::Result;
 use crate::graph::op::gemm::{Mat, matmul};
+use crate::graph::op::kernel::{Call, Kernel};
 use crate::graph::op::optimizer::lsp::fit::{Fit, Room, Sizes};
+use crate::graph::op::optimizer::lsp::launches;
 use crate::graph::op::simd;
 use crate::graph::op::sparse::{Sparse, expect_sparse};
 use crate::graph::op::{Element, Io, Op, Output, Work, expect, expect_inputs, traffic};
@@ -60,8 +62,7 @@ impl Op for Renew {
         let sizes = sizes(inputs);
         let threads = match backend {
             Backend::Cpu { threads } => threads.max(1) as usize,
-            // One row of each kind for each of 256 blocks of threads.
-            Backend::Cuda { .. } => 256,
+            Backend::Cuda { .. } => return Bytes(launches::Room::of(sizes).bytes),
         };
         // Values of new projectors beside those of the old, and the columns of both.
         Bytes((4 * sizes.room(threads) + 12 * sizes.values()) as u64)
@@ -115,6 +116,9 @@ impl Op for Renew {
             }
             Ok(())
         })
+    }
+    fn cuda(&self, call: &Call) -> Kernel {
+        launches::kernel(self, call, sizes(call.inputs))
     }
 }
 
