@@ -23,10 +23,10 @@ pub struct JobArgs {
     #[arg(long, value_name = "MODEL")]
     pub model: Option<String>,
     /// Tokens of a sequence [default: 2048, or the model's longest]
-    #[arg(long, value_name = "TOKENS")]
+    #[arg(long, value_name = "TOKENS", allow_negative_numbers = true)]
     pub seq: Option<u64>,
     /// Sequences of a step [default: 1]
-    #[arg(long, value_name = "SEQUENCES")]
+    #[arg(long, value_name = "SEQUENCES", allow_negative_numbers = true)]
     pub batch: Option<u64>,
     /// Number format: f32, bf16 or fp16 [default: what the device has of bf16, fp16, f32]
     #[arg(long)]

@@ -236,8 +236,8 @@ impl State {
         };
         self.walk = self.walk.filter(|at| *at < spots.len());
         known.found.front = spots;
-        let same = |old: &&mut Known| old.settings == known.settings;
-        if let Some(old) = self.remembered.iter_mut().find(same) {
+        let mut all = self.remembered.iter_mut();
+        if let Some(old) = all.find(|old| old.settings == known.settings) {
             old.found.front.clone_from(&known.found.front);
         }
     }
@@ -387,10 +387,8 @@ impl State {
         let Some((found, _)) = self.shown() else {
             return;
         };
-        let (now, last) = (
-            self.span(&found.moments),
-            found.moments.len().saturating_sub(1),
-        );
+        let last = found.moments.len().saturating_sub(1);
+        let now = self.span(&found.moments);
         self.instant = Some(now.saturating_add_signed(by).min(last));
     }
 

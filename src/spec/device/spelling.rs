@@ -121,7 +121,21 @@ fn left_out(rest: &str, words: &[(String, bool)]) -> Option<usize> {
 fn unknown(text: &str, partial: &[&Device]) -> Error {
     let next = "list the names with `memfit devices`, or give a size such as 24GB or a .toml file";
     let ids = || partial.iter().map(|device| device.id.as_str());
+    let suggested = |suggestion: String| Error::Unknown {
+        kind: "device",
+        name: text.to_string(),
+        suggestion: Some(suggestion),
+        next: next.to_string(),
+    };
     match partial {
+        // A number alone is a size whose unit was left out.
+        _ if text
+            .trim()
+            .parse::<u32>()
+            .is_ok_and(|size| (1..1000).contains(&size)) =>
+        {
+            suggested(format!("{}GB", text.trim()))
+        }
         [] => {
             let ids = entries().iter().map(|entry| entry.device.id.clone());
             let shorts = entries().iter().map(|entry| short(&entry.device));
@@ -129,12 +143,7 @@ fn unknown(text: &str, partial: &[&Device]) -> Error {
             let start: String = text.chars().take(LONGEST).collect();
             Error::unknown("device", &start, known.iter().map(String::as_str), next)
         }
-        [one] => Error::Unknown {
-            kind: "device",
-            name: text.to_string(),
-            suggestion: Some(one.id.clone()),
-            next: next.to_string(),
-        },
+        [one] => suggested(one.id.clone()),
         many => {
             let listed: Vec<&str> = ids().take(LISTED).collect();
             let more = match many.len().saturating_sub(LISTED) {
