@@ -232,8 +232,17 @@ impl<'a> Rounds<'a> {
         let Proposed { problem, counts } = &tried.proposed;
         let layers = &self.problems.all[*problem].layers;
         let (counted, copies) = (layers.halves(counts), layers.copies(counts));
+        let counted_rows = layers.rows(counts, self.budget);
+        let over = excess(self.budget, &tried.candidate.estimate.peak);
         let room = &mut self.rooms[*problem];
-        room.held_back = tried.held_back;
+        for (row, back) in tried.held_back.into_iter().enumerate() {
+            // What was counted too much is free, until a plan is found to pass its budget.
+            let taken = self.budget.rows[row].1.0 as f64 + over[row];
+            room.held_back[row] = match back == 0.0 && room.held_back[row] == 0.0 {
+                true => (taken - counted_rows[row]).min(0.0),
+                false => back,
+            };
+        }
         room.loss = [0, 1].map(|half| match copies[half] > 0.0 {
             // A copy that hides behind nothing adds its own time and no more.
             true => ((tried.halves[half] - counted[half]) / copies[half]).clamp(0.0, 1.0),
