@@ -32,7 +32,7 @@ pub struct Said {
 }
 
 enum What {
-    Solved(Settings, std::result::Result<Found, String>, Seconds),
+    Solved(Box<Settings>, std::result::Result<Found, String>, Seconds),
     Front(Vec<Spot>),
     Provisional(Found),
 }
@@ -43,7 +43,7 @@ impl Said {
         let serial = self.serial;
         match self.what {
             What::Solved(settings, answer, seconds) => {
-                state.take(serial, settings, answer, Some(seconds));
+                state.take(serial, *settings, answer, Some(seconds));
             }
             What::Front(spots) => state.take_front(serial, spots),
             What::Provisional(found) => state.take_provisional(serial, found),
@@ -178,7 +178,7 @@ fn solve(asked: Asked) -> (What, Option<Open>) {
         }
     };
     let took = Seconds(begin.elapsed().as_secs_f64());
-    (What::Solved(asked.settings, answer, took), open)
+    (What::Solved(Box::new(asked.settings), answer, took), open)
 }
 
 fn price(asked: &Asked) -> Option<Found> {
