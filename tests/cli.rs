@@ -242,6 +242,7 @@ fn unknown_names_are_refused_with_a_suggestion() {
             "did you mean `llama-2-7b`",
         ),
         ("plan --gpu rtx-4009 --model tiny", "did you mean"),
+        ("plan --gpu 24 --model tiny", "did you mean `24GB`"),
         (
             "plan --gpu 24GB --model tiny --fix recompote",
             "did you mean `recompute`",

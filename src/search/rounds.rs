@@ -171,7 +171,8 @@ impl<'a> Rounds<'a> {
             let tighter = match left > 0 && over.iter().any(|&over| over > 0.0) {
                 true => {
                     let counted = own.layers.rows(&counts, room.budget);
-                    hold_back(&mut room, &counted, &over);
+                    let missed = missed(room.budget, &counted, &over);
+                    hold_back(&mut room, &missed, &over);
                     own.layers.fastest(&room)
                 }
                 false => None,
@@ -232,15 +233,15 @@ impl<'a> Rounds<'a> {
         let Proposed { problem, counts } = &tried.proposed;
         let layers = &self.problems.all[*problem].layers;
         let (counted, copies) = (layers.halves(counts), layers.copies(counts));
-        let counted_rows = layers.rows(counts, self.budget);
         let over = excess(self.budget, &tried.candidate.estimate.peak);
+        let missed = missed(self.budget, &layers.rows(counts, self.budget), &over);
         let room = &mut self.rooms[*problem];
-        for (row, back) in tried.held_back.into_iter().enumerate() {
+        let rows = room.held_back.iter_mut().zip(tried.held_back).zip(missed);
+        for ((back, tried), missed) in rows {
             // What was counted too much is free, until a plan is found to pass its budget.
-            let taken = self.budget.rows[row].1.0 as f64 + over[row];
-            room.held_back[row] = match back == 0.0 && room.held_back[row] == 0.0 {
-                true => (taken - counted_rows[row]).min(0.0),
-                false => back,
+            *back = match *back == 0.0 && tried == 0.0 {
+                true => missed.min(0.0),
+                false => tried,
             };
         }
         room.loss = [0, 1].map(|half| match copies[half] > 0.0 {
@@ -309,12 +310,17 @@ fn others(problems: &Problems, budget: &Budget, far: f64) -> Vec<Proposed> {
     POLICIES.par_iter().filter_map(best).collect()
 }
 
-/// Holds back what was `counted` too little of each row that is passed; more where that was held back already.
-fn hold_back(room: &mut Room, counted: &[f64], over: &[f64]) {
-    let rows = room.budget.rows.iter().zip(counted).zip(over);
-    for (back, ((row, counted), over)) in room.held_back.iter_mut().zip(rows) {
+/// Bytes that were `counted` too little of each row that is passed by `over`, below zero where they were counted too much.
+fn missed(budget: &Budget, counted: &[f64], over: &[f64]) -> Vec<f64> {
+    let rows = budget.rows.iter().zip(counted).zip(over);
+    rows.map(|((row, counted), over)| row.1.0 as f64 + over - counted)
+        .collect()
+}
+
+/// Holds back what was `missed` of each row that is passed; more where that was held back already.
+fn hold_back(room: &mut Room, missed: &[f64], over: &[f64]) {
+    for (back, (missed, over)) in room.held_back.iter_mut().zip(missed.iter().zip(over)) {
         if *over > 0.0 {
-            let missed = row.1.0 as f64 + over - counted;
             *back = missed.max(*back + STEP * over);
         }
     }

@@ -9,6 +9,9 @@ use super::{Op, Scalars};
 /// Threads of every block of every kernel (`THREADS` in `kernels/common.cuh`).
 pub const THREADS: u32 = 256;
 
+/// Bytes of shared memory that kernels fit rows into: what every GPU from compute capability 8.0 on gives a block, but for a little.
+pub(super) const SHARED: u64 = 96 << 10;
+
 /// Most blocks of a kernel that strides over its elements: enough for any GPU, and what is left is walked.
 const MOST_BLOCKS: u64 = 1 << 16;
 
@@ -287,9 +290,14 @@ impl Launch {
         self
     }
 
+    /// With a thread for each of `count` things.
+    pub(super) fn each(self, count: u64) -> Launch {
+        self.blocks(count.div_ceil(u64::from(THREADS)))
+    }
+
     /// With threads for `count` elements, of which each takes eight at a time.
     pub(super) fn elements(self, count: u64) -> Launch {
-        self.blocks(count.div_ceil(u64::from(THREADS) * 8))
+        self.each(count.div_ceil(8))
     }
 
     /// With a grid of its own.

@@ -442,7 +442,7 @@ impl Parameters {
         let part = launch("norm_parameters").grid(self.columns.div_ceil(32), parts, 1);
         let part = part.given([input(0), input(1), input(3), output(1), bias, scratch(0)]);
         let part = part.given(sizes(self.rows, self.columns));
-        let total = launch("norm_total").blocks((2 * self.columns).div_ceil(u64::from(THREADS)));
+        let total = launch("norm_total").each(2 * self.columns);
         let total = total.given([scratch(0), output(1), bias, (parts as u32).into()]);
         let total = total.given([(self.columns as u32).into()]);
         Kernel::all(

@@ -127,15 +127,12 @@ fn unknown(text: &str, partial: &[&Device]) -> Error {
         suggestion: Some(suggestion),
         next: next.to_string(),
     };
+    // A number alone is a size whose unit was left out.
+    let number = text.trim().parse::<u32>();
+    if let Ok(size @ 1..1000) = number {
+        return suggested(format!("{size}GB"));
+    }
     match partial {
-        // A number alone is a size whose unit was left out.
-        _ if text
-            .trim()
-            .parse::<u32>()
-            .is_ok_and(|size| (1..1000).contains(&size)) =>
-        {
-            suggested(format!("{}GB", text.trim()))
-        }
         [] => {
             let ids = entries().iter().map(|entry| entry.device.id.clone());
             let shorts = entries().iter().map(|entry| short(&entry.device));

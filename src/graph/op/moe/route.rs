@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use crate::error::Result;
 use crate::graph::backward::Backward;
-use crate::graph::op::kernel::{Call, Kernel, Launch, THREADS, input, output};
+use crate::graph::op::kernel::{Call, Kernel, Launch, input, output};
 use crate::graph::op::{Element, Io, Op, Output, Work, expect, expect_inputs, traffic};
 use crate::graph::tangent::Tangent;
 use crate::graph::tensor::{DType, Type};
@@ -133,7 +133,7 @@ impl Op for Route {
 /// A launch of a thread for each token.
 fn tokens_launch(entry: &'static str, format: DType, tokens: u64) -> Launch {
     let launch = Launch::new("moe", entry).format("T", format);
-    launch.blocks(tokens.div_ceil(u64::from(THREADS)))
+    launch.each(tokens)
 }
 
 /// One token: its experts by falling logit, and their softmax.

@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::graph::backward::Backward;
 use crate::graph::op::gemm::{Mat, matmul, matmul_scratch};
 use crate::graph::op::kernel::{
-    Argument, Call, Gemm, Kernel, Launch, Matrix, Memory, THREADS, Task, at, input, scratch as room,
+    Argument, Call, Gemm, Kernel, Launch, Matrix, Memory, Task, at, input, scratch as room,
 };
 use crate::graph::op::matmul::{BiasGradient, add_bias};
 use crate::graph::op::{Element, Io, Op, Output, Work, expect, traffic};
@@ -156,10 +156,7 @@ impl Panels {
     /// Elements (rows, width) from element `first` on.
     pub(super) fn launch(&self, first: u64, rows: u64, width: u64) -> Launch {
         let items = rows * width.div_ceil(8);
-        let launch = self
-            .launch
-            .clone()
-            .blocks(items.div_ceil(u64::from(THREADS)));
+        let launch = self.launch.clone().each(items);
         launch.given([rows, width, first, self.columns, self.block].map(Argument::U64))
     }
 }

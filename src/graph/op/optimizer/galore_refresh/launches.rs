@@ -2,13 +2,10 @@
 
 use super::{Factorization, Refresh};
 use crate::graph::op::kernel::{
-    Argument, Call, Gemm, Kernel, Launch, Matrix, Memory, THREADS, Task, at, input, output, scratch,
+    Argument, Call, Gemm, Kernel, Launch, Matrix, Memory, SHARED, Task, at, input, output, scratch,
 };
 use crate::graph::op::optimizer::galore::Low;
 use crate::graph::tensor::DType;
-
-/// Shared memory that a block may have, for a row of the smaller side.
-const SHARED: u64 = 96 << 10;
 
 /// What tasks are made from.
 struct Plan<'a> {
@@ -101,9 +98,7 @@ impl Plan<'_> {
             let launch = launch.given([scratch(found_at), self.guard, (self.sought as u32).into()]);
             Task::Launch(launch.given([self.least.into()]))
         };
-        let draw = self
-            .launch("galore_draw")
-            .blocks(count.div_ceil(u64::from(THREADS)));
+        let draw = self.launch("galore_draw").each(count);
         let draw = draw.given([scratch(found_at), count.into(), self.call.key.0.into()]);
         tasks.extend([Task::Launch(draw), orthonormalize()]);
         let forward = Gemm::new((self.most, self.sought, self.least), tall, found.t(), along);

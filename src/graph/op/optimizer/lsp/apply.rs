@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::step::Descend;
 use crate::error::Result;
-use crate::graph::op::kernel::{Argument, Call, Kernel, Launch, input};
+use crate::graph::op::kernel::{Argument, Call, Kernel, Launch, SHARED, input};
 use crate::graph::op::optimizer::update::{coefficient, expect_guard};
 use crate::graph::op::simd::vectorized;
 use crate::graph::op::sparse::{LANES, Sparse, add_scaled, expect_sparse};
@@ -97,7 +97,6 @@ impl Op for ApplyProjected {
     }
     fn cuda(&self, call: &Call) -> Kernel {
         // Rows of P S that fit in a block's shared memory, at most eight.
-        const SHARED: u64 = 96 << 10;
         let (width, at) = (call.inputs[0].columns(), &call.inputs[5]);
         let rows = (SHARED / (4 * width)).min(8);
         if rows == 0 {

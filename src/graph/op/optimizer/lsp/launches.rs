@@ -3,12 +3,10 @@
 use super::fit::{PANEL, Sizes, rates};
 use super::renew::Renew;
 use crate::graph::op::kernel::{
-    Argument, Call, Gemm, Kernel, Launch, Matrix, Memory, THREADS, Task, at, input, output, scratch,
+    Argument, Call, Gemm, Kernel, Launch, Matrix, Memory, SHARED, THREADS, Task, at, input, output,
+    scratch,
 };
 use crate::graph::tensor::DType;
-
-/// Shared memory that a block may have.
-const SHARED: u64 = 96 << 10;
 
 /// Warps of a block.
 const WARPS: u64 = THREADS as u64 / 32;
@@ -168,8 +166,7 @@ impl Plan<'_> {
 
     /// A thread for each of `count` things.
     fn each(&self, entry: &'static str, count: u64) -> Launch {
-        let threads = u64::from(THREADS);
-        self.launch(entry).blocks(count.div_ceil(threads))
+        self.launch(entry).each(count)
     }
 
     /// Values of P and of Q, and how many P has.
