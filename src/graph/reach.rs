@@ -1,6 +1,6 @@
 //! Bringing values to where they are used: a node whose stream cannot touch an input's place gets a copy that it can.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use super::op::transfer::{MOVE, Move, SETTLE, Settle};
@@ -12,12 +12,14 @@ use crate::spec::job::Place;
 /// How copies run, by what is copied.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Paces {
-    /// Storages that have a pace of their own: activations, and where they are sent to.
+    /// Storages that have a pace of their own: those that were sent away by name, and where they are.
     pub own: HashMap<Name, Pace>,
     /// Other activations.
     pub activations: Pace,
     /// Everything else.
     pub others: Pace,
+    /// Layers that some paces do not count, by [`Pace::clock`] less one.
+    pub skipped: Vec<BTreeSet<Name>>,
 }
 
 impl Paces {
@@ -29,15 +31,25 @@ impl Paces {
             _ => self.others,
         })
     }
+
+    /// For each clock the half of a layer that every node of `step` lies in; nodes of layers that are not counted lie in the one before.
+    fn clocks(&self, step: &Step) -> Vec<Vec<usize>> {
+        let none = BTreeSet::new();
+        let all = [&none].into_iter().chain(&self.skipped);
+        all.map(|skipped| units(step, skipped)).collect()
+    }
 }
 
-/// How far copies run ahead of and behind the kernels, in halves of layers.
+/// How far copies run ahead of and behind the kernels, in halves of layers: of those that have some, so that a copy for one of them has
+/// the time from one to the next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Pace {
     /// Before a use, at which what it needs is fetched.
     pub lead: usize,
     /// After a copy out, for which its source stays before the compute stream waits.
     pub lag: usize,
+    /// Which layers are counted: all for 0.
+    pub clock: usize,
 }
 
 /// Inserts the fetches and write-backs that `step` needs: inputs that lie elsewhere are fetched some units ahead,
@@ -46,16 +58,15 @@ pub struct Pace {
 /// # Errors
 /// Where a move cannot be typed.
 pub fn bring(step: &mut Step, paces: &Paces) -> Result<()> {
-    let units = units(step);
     let mut read = vec![false; step.tensors.len()];
     for input in step.nodes.iter().flat_map(|n| &n.inputs) {
         read[input.0 as usize] = true;
     }
     let mut bringer = Bringer {
+        clocks: paces.clocks(step),
         step,
         read,
         paces,
-        units,
         fetched: BTreeMap::new(),
         made: BTreeMap::new(),
         insert: BTreeMap::new(),
@@ -83,7 +94,7 @@ pub fn settle(step: &mut Step, paces: &Paces) {
     if step.nodes.iter().all(|node| node.op.name() != MOVE) {
         return;
     }
-    let units = units(step);
+    let clocks = paces.clocks(step);
     let mut last = vec![0; step.storages.len()];
     for (index, node) in step.nodes.iter().enumerate() {
         for &value in node.inputs.iter().chain(&node.outputs) {
@@ -100,8 +111,11 @@ pub fn settle(step: &mut Step, paces: &Paces) {
         if node.op.name() != MOVE {
             continue;
         }
-        let lag = paces.of(step.storage_of(node.inputs[0])).lag;
-        let at = units.partition_point(|&u| u < units[index] + 1 + lag);
+        // What comes home is known by where it goes.
+        let named = node.inputs.last().map(|&value| step.storage_of(value));
+        let pace = named.map_or(paces.others, |storage| paces.of(storage));
+        let units = &clocks[pace.clock];
+        let at = units.partition_point(|&u| u < units[index] + 1 + pace.lag);
         if leaves(node, at) {
             let origin: Name = format!("{}.settle", node.origin).into();
             insert.entry(at).or_default().push(Node {
@@ -229,8 +243,9 @@ fn home(stream: Stream) -> Place {
     }
 }
 
-/// A run of nodes of one part of a block, such as `layers.3/mlp`, in one half of the step: what `lead` and `lag` count in.
-fn units(step: &Step) -> Vec<usize> {
+/// A run of nodes of one part of a block, such as `layers.3/mlp`, in one half of the step, for each node: what `lead` and `lag` count in.
+/// Blocks that are `skipped` belong to the run before.
+fn units(step: &Step, skipped: &BTreeSet<Name>) -> Vec<usize> {
     fn part(node: &Node) -> Option<&str> {
         let below = node.origin.strip_prefix(&*node.block);
         let below = below.and_then(|rest| rest.strip_prefix('/'));
@@ -241,9 +256,11 @@ fn units(step: &Step) -> Vec<usize> {
     let mut last: Option<(&Name, bool, Option<&str>)> = None;
     let mut unit = 0;
     for node in &step.nodes {
-        let here = Some((&node.block, node.phase.is_later(), part(node)));
-        unit += usize::from(last.is_some() && last != here);
-        last = here;
+        if !skipped.contains(&node.block) {
+            let here = Some((&node.block, node.phase.is_later(), part(node)));
+            unit += usize::from(last.is_some() && last != here);
+            last = here;
+        }
         units.push(unit);
     }
     units
@@ -252,7 +269,7 @@ fn units(step: &Step) -> Vec<usize> {
 struct Bringer<'a> {
     step: &'a mut Step,
     paces: &'a Paces,
-    units: Vec<usize>,
+    clocks: Vec<Vec<usize>>,
     /// Whether some node reads each value.
     read: Vec<bool>,
     /// The copy of a value for a unit and side.
@@ -288,7 +305,7 @@ impl Bringer<'_> {
 
     /// A copy of `value` where `node` can touch it, shared within its unit.
     fn fetch(&mut self, index: usize, node: &Node, value: TensorId, own: bool) -> Result<TensorId> {
-        let unit = self.units[index];
+        let unit = self.clocks[0][index];
         let on_host = node.stream == Stream::HostCompute;
         // Nobody reads what is overwritten any more: a copy that was read before will do for that too.
         let found = match own {
@@ -299,8 +316,9 @@ impl Bringer<'_> {
             return Ok(copy);
         }
         let storage = self.step.tensor(value).storage;
-        let lead = self.paces.of(self.step.storage_of(value)).lead;
-        let first = self.units.partition_point(|&u| u + lead < unit);
+        let Pace { lead, clock, .. } = self.paces.of(self.step.storage_of(value));
+        let units = &self.clocks[clock];
+        let first = units.partition_point(|&u| u + lead < units[index]);
         let after = self.made.get(&storage.0).map_or(0, |&made| made + 1);
         let at = if own && lead == 0 {
             index

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::cpu::Settings;
-use super::probe::{self, Probe, Reading, median};
+use super::probe::{self, Probe, median};
 use super::train::memory;
 use crate::error::Result;
 use crate::spec::device::{Device, Peak};
@@ -17,6 +17,9 @@ use crate::spec::units::{Bytes, Seconds};
 pub use gpu::calibrate_gpu;
 use rates::Products;
 pub use rates::copy_rate;
+
+/// Readings of the probe that everything is measured beside.
+const READINGS: usize = 64;
 
 /// How thorough a calibration is.
 #[derive(Debug, Clone)]
@@ -65,10 +68,12 @@ pub fn calibrate(options: &Options, progress: &mut dyn FnMut(&str, f64)) -> Resu
         Probe::new(cores)?,
         Probe::new(cores.saturating_sub(1).max(1))?,
     ];
-    let before = probes.each_mut().map(|p| p.settled(16));
+    let settled = probes.each_mut().map(|p| p.settled(READINGS));
     progress("peak rates", 0.0);
     let rates = measure(options)?;
     let mut device = device(options, &rates);
+    // Everything is told at the pace of these readings, however much slower the machine is meanwhile.
+    device.probe = Some(probe::reference(settled[0], settled[1]));
     let mut inner = |what: &str, share: f64| progress(what, 0.1 + 0.85 * share);
     let samples = ops::sample(&device, &options.folder, options.quick, &mut inner)?;
     progress("peak rates again", 0.96);
@@ -76,12 +81,6 @@ pub fn calibrate(options: &Options, progress: &mut dyn FnMut(&str, f64)) -> Resu
     device.launch = Seconds(median(samples.gaps));
     device.start = Some(Seconds(median(samples.starts)));
     curve::fit(&mut device, samples.launches)?;
-    let after = probes.each_mut().map(|p| p.settled(16));
-    let mean = |i: usize| Reading {
-        gemm: (before[i].gemm + after[i].gemm) / 2.0,
-        copy: (before[i].copy + after[i].copy) / 2.0,
-    };
-    device.probe = Some(probe::reference(mean(0), mean(1)));
     progress("done", 1.0);
     Ok(device)
 }

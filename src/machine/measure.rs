@@ -15,11 +15,15 @@ use crate::error::Result;
 use crate::graph::{Phase, When};
 use crate::plan::Plan;
 use crate::program::{Instr, Program};
+use crate::spec::device;
 use crate::spec::job::Backend;
 use crate::spec::units::Seconds;
 
 /// Tries of a measurement whose probe moved, where it is of several steps.
 const TRIES: u32 = 3;
+
+/// Readings of the probe between two steps.
+const READINGS: usize = 5;
 
 impl Options {
     /// A run at a fixed rate over any number of steps, without files.
@@ -117,17 +121,42 @@ impl Timed {
     }
 }
 
+/// How fast this machine is beside its own calibration, while a session runs on it.
+pub(super) struct Pace(Option<(Probe, device::Probe, bool)>);
+
+impl Pace {
+    /// Beside `session`, on as many threads; always 1 where its device carries no probe.
+    ///
+    /// # Errors
+    /// Where the threads are refused.
+    pub(super) fn of(session: &Session) -> Result<Pace> {
+        let (device, threads) = (&session.plan().job.target.device, threads(session.plan()));
+        let Some(reference) = device.probe else {
+            return Ok(Pace(None));
+        };
+        let fewer = device.threads.is_some_and(|all| threads < all);
+        Ok(Pace(Some((Probe::new(threads)?, reference, fewer))))
+    }
+
+    /// Time of the probe now over its time at calibration.
+    pub(super) fn now(&mut self) -> f64 {
+        self.0.as_mut().map_or(1.0, |(probe, reference, fewer)| {
+            probe.mean(READINGS).ratio(reference, *fewer)
+        })
+    }
+}
+
 /// Measures `steps` steps of `session` after one that is not counted; where the device carries no probe, the ratio is 1.
 ///
 /// # Errors
 /// Where a step fails.
 pub fn measure(session: &mut Session, steps: u64) -> Result<Measurement> {
-    let mut probe = Probe::new(threads(session.plan()))?;
+    let mut pace = Pace::of(session)?;
     session.step()?;
     let mut tries = 0;
     loop {
         tries += 1;
-        let timed = timed(session, &mut probe, steps)?;
+        let timed = timed(session, &mut pace, steps)?;
         let ratios: Vec<f64> = timed.iter().map(|t| t.ratio).collect();
         let ratio = median(ratios.clone());
         let far = ratios.iter().map(|r| (r / ratio - 1.0).abs());
@@ -146,20 +175,12 @@ fn threads(plan: &Plan) -> u32 {
     }
 }
 
-fn timed(session: &mut Session, probe: &mut Probe, steps: u64) -> Result<Vec<Timed>> {
-    let device = session.plan().job.target.device.clone();
-    let fewer = device
-        .threads
-        .is_some_and(|all| threads(session.plan()) < all);
-    let mut now = || match &device.probe {
-        Some(reference) => probe.mean(5).ratio(reference, fewer),
-        None => 1.0,
-    };
-    let mut before = now();
+fn timed(session: &mut Session, pace: &mut Pace, steps: u64) -> Result<Vec<Timed>> {
+    let mut before = pace.now();
     let mut all = Vec::new();
     for _ in 0..steps.max(1) {
         let seconds = session.step()?.seconds.0;
-        let after = now();
+        let after = pace.now();
         all.push(Timed {
             seconds,
             ratio: (before + after) / 2.0,

@@ -19,7 +19,7 @@ use crate::graph::tensor::{DType, Role, Storage, TensorId};
 use crate::graph::{Node, Phase, Spot, Step, StepSet, When};
 use crate::spec::job::{Place, Precision};
 use crate::technique::{
-    Ahead, Args, Derivative, Draft, Emitted, Given, Policy, Renewal, Trained, Update,
+    Ahead, Args, Derivative, Draft, Emitted, Given, Pattern, Policy, Renewal, Trained, Update,
 };
 use order::{append, insert_behind, insert_early};
 use transfer::transfer;
@@ -59,10 +59,8 @@ impl Plan {
             steps,
             ..StepSet::default()
         };
-        for choice in &self.choices {
-            choice
-                .behind()?
-                .gap(&mut set, &choice.sites()?, &choice.args)?;
+        for (choice, sites) in self.joined(&set)? {
+            choice.behind()?.gap(&mut set, &sites, &choice.args)?;
         }
         agree_on_places(&mut set);
         let paces = std::mem::take(&mut set.paces);
@@ -72,6 +70,25 @@ impl Plan {
             reach::stagger(step);
         }
         Ok(set)
+    }
+
+    /// Its choices with their sites, those that say the same of several sites joined: what is dropped at one of them may be computed
+    /// from what is dropped at another. One whose sites are nowhere in `set` stands alone, to be refused.
+    fn joined(&self, set: &StepSet) -> Result<Vec<(&Choice, Pattern)>> {
+        let mut joined: Vec<(&Choice, Pattern)> = Vec::new();
+        for choice in &self.choices {
+            let sites = choice.sites()?;
+            let mut nodes = set.steps.iter().flat_map(|(_, step)| &step.nodes);
+            let met = nodes.any(|node| sites.matches_node(node));
+            let same = |(c, _): &&mut (&Choice, Pattern)| {
+                c.technique == choice.technique && c.args == choice.args
+            };
+            match joined.iter_mut().find(same).filter(|_| met) {
+                Some((_, all)) => all.join(sites),
+                None => joined.push((choice, sites)),
+            }
+        }
+        Ok(joined)
     }
 
     /// What decides between its steps, where anything does.

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::layers::Counts;
-use super::policies::POLICIES;
+use super::policies::{HOMES, POLICIES};
 use super::problem::{Problem, Problems};
 use super::{Candidate, segments, solve};
 use crate::error::Result;
@@ -170,7 +170,7 @@ fn others(
         let mut all: Vec<(&Problem, Counts)> = problems.all.iter().filter_map(counts).collect();
         all.retain(|(problem, counts)| problem.layers.excess(counts, budget) <= 0.0);
         all.sort_by(|a, b| a.1.seconds.total_cmp(&b.1.seconds));
-        all.truncate(TRIED);
+        all.truncate(HOMES);
         let lowered = all
             .iter()
             .map(|(problem, counts)| problems.whole(request, problem, counts));
@@ -183,9 +183,6 @@ fn others(
     others.extend(segments.map(|seconds| ("sqrt(L) segments".to_string(), seconds)));
     Ok(others)
 }
-
-/// Homes that are lowered whole for each policy.
-const TRIED: usize = 2;
 
 fn fastest(all: &[Candidate], budget: &Budget) -> Option<f64> {
     let fits = all.iter().filter(|c| c.fits(budget));
@@ -204,7 +201,7 @@ fn by_segments(problems: &Problems, request: &Request, budget: &Budget) -> Resul
             .seconds
             .total_cmp(&b.layers.plain().seconds)
     });
-    for problem in homes.into_iter().take(TRIED) {
+    for problem in homes.into_iter().take(HOMES) {
         let candidate = segments::whole(problems, request, problem, length)?;
         if candidate.fits(budget) {
             return Ok(Some(candidate.estimate.step.0));

@@ -231,13 +231,6 @@ fn closer(home: &Home) -> Home {
     closer
 }
 
-/// The pace of copies for `some` of the layers, evenly, where it is `pace` for all: those for one have the time of the layers up to the next.
-pub fn pace(pace: u64, some: u64, layers: u64) -> u64 {
-    // Rounded: where more than half of the layers have some, neighbours would be in flight together.
-    let every = ((layers + some / 2) / some.max(1)).max(1);
-    2 * (every - 1) + pace
-}
-
 /// Lets a choice's copies go `pace` half layers ahead and stay as many behind.
 pub fn paced(choice: &mut Choice, pace: u64) {
     for key in ["lead", "lag"].into_iter().filter(|_| pace != PACE) {

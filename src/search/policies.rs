@@ -16,6 +16,9 @@ pub struct Policy {
     pub counts: fn(&Problems, &Problem, &Budget) -> Option<Counts>,
 }
 
+/// Homes of parameters and states that each policy is lowered whole with: those with which it is proposed to be fastest.
+pub(super) const HOMES: usize = 2;
+
 /// All of them; each is tried with every home of parameters and states, all layers alike.
 pub const POLICIES: [Policy; 6] = [
     Policy {

@@ -23,8 +23,8 @@ impl Problems {
                 }
             }
         }
-        let pace = menu::pace(problem.home.pace, layers - kept.len() as u64, layers);
-        let mut choices = problem.home.choices(&self.away(problem, &kept), pace);
+        let home = &problem.home;
+        let mut choices = home.choices(&self.away(problem, &kept), home.pace);
         choices.extend(self.kernels.iter().cloned());
         for ((fate, set), saved) in &sites {
             choices.push(self.choice(&problem.home, *fate, set, saved, layers));
@@ -120,7 +120,7 @@ impl Problems {
         };
         let mut choice = Choice::new(fate.technique(), &site, &[]);
         if fate == Fate::Offload {
-            menu::paced(&mut choice, menu::pace(home.pace, set.len() as u64, layers));
+            menu::paced(&mut choice, home.pace);
         }
         choice
     }

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::layers::{Counts, Room};
-use super::policies::{POLICIES, Policy};
+use super::policies::{HOMES, POLICIES, Policy};
 use super::problem::{Problem, Problems};
 use super::sample::spent;
 use super::solve::candidate;
@@ -32,6 +32,9 @@ const FAR: f64 = 1.25;
 /// How often a plan that does not fit is solved for again, with what was counted too little held back.
 pub(super) const AGAIN: usize = 7;
 
+/// The part of a row of the budget within which what is held back is near enough.
+const NEAR: f64 = 0.01;
+
 /// The part of an excess that is held back where what was counted too little is held back already.
 const STEP: f64 = 0.5;
 
@@ -56,6 +59,8 @@ pub(super) struct Tried {
     pub(super) candidate: Candidate,
     /// Bytes that were held back of the rows of the budget.
     held_back: Vec<f64>,
+    /// Bytes that were too little when they were held back; those that it began with where they were enough.
+    refused: Vec<f64>,
     /// Seconds of the halves of its step.
     halves: [f64; 2],
 }
@@ -163,6 +168,7 @@ impl<'a> Rounds<'a> {
         } = proposed;
         let own = &self.problems.all[problem];
         let mut room = self.rooms[problem].clone();
+        let mut refused = room.held_back.clone();
         for left in (0..=times).rev() {
             let proposal = self.problems.proposal(own, &counts);
             let plan = price::plan(self.request, &proposal)?;
@@ -172,6 +178,7 @@ impl<'a> Rounds<'a> {
                 true => {
                     let counted = own.layers.rows(&counts, room.budget);
                     let missed = missed(room.budget, &counted, &over);
+                    refused.clone_from(&room.held_back);
                     hold_back(&mut room, &missed, &over);
                     own.layers.fastest(&room)
                 }
@@ -185,6 +192,7 @@ impl<'a> Rounds<'a> {
                     candidate: candidate(proposal.name, plan, estimate, &counts),
                     proposed: Proposed { problem, counts },
                     held_back: room.held_back,
+                    refused,
                 });
             };
             counts = tighter;
@@ -236,12 +244,17 @@ impl<'a> Rounds<'a> {
         let over = excess(self.budget, &tried.candidate.estimate.peak);
         let missed = missed(self.budget, &layers.rows(counts, self.budget), &over);
         let room = &mut self.rooms[*problem];
-        let rows = room.held_back.iter_mut().zip(tried.held_back).zip(missed);
-        for ((back, tried), missed) in rows {
-            // What was counted too much is free, until a plan is found to pass its budget.
-            *back = match *back == 0.0 && tried == 0.0 {
-                true => missed.min(0.0),
-                false => tried,
+        for (row, missed) in missed.into_iter().enumerate() {
+            let (tried, refused) = (tried.held_back[row], tried.refused[row]);
+            let near = NEAR * self.budget.rows[row].1.0 as f64;
+            room.held_back[row] = if room.held_back[row] == 0.0 && tried == 0.0 {
+                // What was counted too much is free, until a plan is found to pass its budget.
+                missed.min(0.0)
+            } else if tried > missed + near && tried > refused + near {
+                // More was held back than was missed: less may be enough.
+                (tried + refused) / 2.0
+            } else {
+                tried
             };
         }
         room.loss = [0, 1].map(|half| match copies[half] > 0.0 {
@@ -290,7 +303,7 @@ fn solved(
     open
 }
 
-/// What others would do, each with the home that suits it best, where that is proposed to be no slower than `far`.
+/// What others would do, each with the homes that suit it best, where that is proposed to be no slower than `far`.
 fn others(problems: &Problems, budget: &Budget, far: f64) -> Vec<Proposed> {
     let best = |policy: &Policy| {
         let counts = |(index, problem): (usize, &Problem)| {
@@ -305,9 +318,12 @@ fn others(problems: &Problems, budget: &Budget, far: f64) -> Vec<Proposed> {
             })
         };
         let all = problems.all.iter().enumerate().filter_map(counts);
-        all.min_by(by_seconds)
+        let mut all: Vec<Proposed> = all.collect();
+        all.sort_by(by_seconds);
+        all.truncate(HOMES);
+        all
     };
-    POLICIES.par_iter().filter_map(best).collect()
+    POLICIES.par_iter().flat_map_iter(best).collect()
 }
 
 /// Bytes that were `counted` too little of each row that is passed by `over`, below zero where they were counted too much.

@@ -46,12 +46,12 @@ impl Technique for Offload {
                 Argument {
                     key: "lag",
                     default: "2",
-                    meaning: "half layers after which the device waits for a copy out",
+                    meaning: "half layers of those named after which the device waits for a copy out",
                 },
                 Argument {
                     key: "lead",
                     default: "2",
-                    meaning: "half layers before a use at which its copy in is issued",
+                    meaning: "half layers of those named before a use at which its copy in is issued",
                 },
             ],
         }
@@ -90,6 +90,7 @@ impl Technique for Offload {
         let pace = Pace {
             lag: args.number(&card, "lag", (0, 1 << 20))?,
             lead: args.number(&card, "lead", (0, 1 << 20))?,
+            clock: clock(set, sites),
         };
         let common = match what {
             "activations" => &mut set.paces.activations,
@@ -98,6 +99,7 @@ impl Technique for Offload {
         *common = Pace {
             lag: common.lag.max(pace.lag),
             lead: common.lead.max(pace.lead),
+            clock: 0,
         };
         let place = if disk { Place::Disk } else { Place::Pinned };
         if on_host && what != "optimizer" {
@@ -124,6 +126,36 @@ impl Technique for Offload {
     }
 }
 
+/// The clock of the layers in which something matches `sites`.
+fn clock(set: &mut StepSet, sites: &Pattern) -> usize {
+    let mut layers: BTreeMap<Name, bool> = BTreeMap::new();
+    for node in set.steps.iter().flat_map(|(_, step)| &step.nodes) {
+        if node.block.starts_with("layers.") {
+            let met = layers.entry(node.block.clone()).or_default();
+            *met = *met || sites.matches_node(node);
+        }
+    }
+    let skipped = layers.into_iter().filter(|(_, met)| !met);
+    let skipped: BTreeSet<Name> = skipped.map(|(layer, _)| layer).collect();
+    if skipped.is_empty() {
+        return 0;
+    }
+    set.paces.skipped.push(skipped);
+    set.paces.skipped.len()
+}
+
+/// Storages whose copies have one pace.
+struct Paced {
+    pace: Pace,
+    own: HashMap<Name, Pace>,
+}
+
+impl Paced {
+    fn add(&mut self, storage: &Storage) {
+        self.own.insert(storage.name.clone(), self.pace);
+    }
+}
+
 /// Sends `what` of all matching sites to `place`; true where there was any.
 fn send(
     set: &mut StepSet,
@@ -132,43 +164,32 @@ fn send(
     place: Place,
     on_host: bool,
 ) -> Result<bool> {
-    match what {
-        "activations" => {
-            let mut own = std::mem::take(&mut set.paces.own);
-            let found = each(set, |step| {
-                send_activations(step, sites, place, &mut own, pace)
-            });
-            set.paces.own = own;
-            found
-        }
-        "gradients" => each(set, |step| send_gradients(step, sites, place)),
-        "parameters" => {
-            let goes = |s: &Storage| s.role == Role::Parameter && sites.matches(&s.name);
-            each(set, |step| Ok(rehome(step, goes, place)))
-        }
-        "optimizer" if on_host => {
-            let served = served(set);
-            let goes = |s: &Storage| {
-                s.role == Role::OptimizerState
-                    && sites.matches(&s.name)
-                    && !served.contains(&s.name)
-            };
+    let served = match on_host {
+        true => served(set),
+        false => BTreeSet::new(),
+    };
+    let own = std::mem::take(&mut set.paces.own);
+    let mut paced = Paced { pace, own };
+    let of = |role: Role| move |s: &Storage| s.role == role && sites.matches(&s.name);
+    let found = each(set, |step| match what {
+        "activations" => send_activations(step, sites, place, &mut paced),
+        "gradients" => send_gradients(step, sites, place, &mut paced),
+        "parameters" => Ok(rehome(step, of(Role::Parameter), place, &mut paced)),
+        _ if on_host => {
+            let state = of(Role::OptimizerState);
+            let goes = |s: &Storage| state(s) && !served.contains(&s.name);
+            update_on_host(step, goes, &mut paced);
             // What is updated on the host need not be pinned.
-            let home = if place == Place::Disk {
-                place
-            } else {
-                Place::Host
+            let home = match place {
+                Place::Disk => place,
+                _ => Place::Host,
             };
-            each(set, |step| {
-                update_on_host(step, goes);
-                Ok(rehome(step, goes, home))
-            })
+            Ok(rehome(step, goes, home, &mut paced))
         }
-        _ => {
-            let goes = |s: &Storage| s.role == Role::OptimizerState && sites.matches(&s.name);
-            each(set, |step| Ok(rehome(step, goes, place)))
-        }
-    }
+        _ => Ok(rehome(step, of(Role::OptimizerState), place, &mut paced)),
+    });
+    set.paces.own = paced.own;
+    found
 }
 
 /// Fails where gradients and moments are on the host already.
@@ -198,10 +219,16 @@ fn each(set: &mut StepSet, mut change: impl FnMut(&mut Step) -> Result<bool>) ->
 }
 
 /// Moves the home of shared storages that `goes` picks; fetches and write-backs follow from it.
-fn rehome(step: &mut Step, goes: impl Fn(&Storage) -> bool, place: Place) -> bool {
+fn rehome(
+    step: &mut Step,
+    goes: impl Fn(&Storage) -> bool,
+    place: Place,
+    paced: &mut Paced,
+) -> bool {
     let mut found = false;
     for storage in step.storages.iter_mut().filter(|s| s.shared && goes(s)) {
         storage.place = place;
+        paced.add(storage);
         found = true;
     }
     found
@@ -225,7 +252,7 @@ fn served(set: &StepSet) -> BTreeSet<Name> {
 }
 
 /// Runs on the host what reads states that go there: what makes a gradient smaller first, and what takes its step, stays.
-fn update_on_host(step: &mut Step, goes: impl Fn(&Storage) -> bool) {
+fn update_on_host(step: &mut Step, goes: impl Fn(&Storage) -> bool, paced: &mut Paced) {
     for index in 0..step.nodes.len() {
         let node = &step.nodes[index];
         let reads = |&value: &TensorId| {
@@ -234,6 +261,9 @@ fn update_on_host(step: &mut Step, goes: impl Fn(&Storage) -> bool) {
         };
         if node.phase != Phase::Update || !node.inputs.iter().any(reads) {
             continue;
+        }
+        for &value in &node.inputs {
+            paced.add(step.storage_of(value));
         }
         let fresh: Vec<StorageId> = (node.outputs.iter())
             .map(|&made| step.tensor(made))
@@ -249,13 +279,12 @@ fn update_on_host(step: &mut Step, goes: impl Fn(&Storage) -> bool) {
 
 /// Sends what the forward pass of matching blocks leaves for later, and brings it back.
 ///
-/// What is sent goes and comes back at `pace`, as do its bytes elsewhere.
+/// What is sent goes and comes back at its pace, as do its bytes elsewhere.
 fn send_activations(
     step: &mut Step,
     sites: &Pattern,
     place: Place,
-    own: &mut HashMap<Name, Pace>,
-    pace: Pace,
+    paced: &mut Paced,
 ) -> Result<bool> {
     let mut wanted = BTreeSet::new();
     for node in step.nodes.iter().filter(|n| n.phase.is_later()) {
@@ -272,17 +301,16 @@ fn send_activations(
             && storage.place == Place::Gpu
             && wanted.contains(&value)
     };
-    let away = send_away(step, place, send, later)?;
-    for (&value, &sent) in &away {
-        for value in [value, sent] {
-            own.insert(step.storage_of(value).name.clone(), pace);
-        }
-    }
-    Ok(!away.is_empty())
+    send_away(step, place, (send, later), paced)
 }
 
 /// Sends gradients away as soon as they are whole; the update reads them where they are.
-fn send_gradients(step: &mut Step, sites: &Pattern, place: Place) -> Result<bool> {
+fn send_gradients(
+    step: &mut Step,
+    sites: &Pattern,
+    place: Place,
+    paced: &mut Paced,
+) -> Result<bool> {
     let mut whole: BTreeMap<StorageId, TensorId> = BTreeMap::new();
     for node in step.nodes.iter().filter(|n| n.phase != Phase::Update) {
         for &value in &node.outputs {
@@ -309,17 +337,20 @@ fn send_gradients(step: &mut Step, sites: &Pattern, place: Place) -> Result<bool
             && sites.matches(&storage.name)
             && whole.get(&step.tensor(value).storage) == Some(&value)
     };
-    Ok(!send_away(step, place, send, later)?.is_empty())
+    send_away(step, place, (send, later), paced)
 }
 
-/// Puts a move to `place` behind each node for each value `send` picks, and lets nodes that are `later` read a copy brought back; what
-/// each value sent is called there.
+/// Puts a move to `place` behind each node for each value `send` picks, and lets nodes that are `later` read a copy brought back; true
+/// where there was any.
 fn send_away(
     step: &mut Step,
     place: Place,
-    send: impl Fn(&Step, &Node, TensorId) -> bool,
-    later: impl Fn(&Node) -> bool,
-) -> Result<BTreeMap<TensorId, TensorId>> {
+    (send, later): (
+        impl Fn(&Step, &Node, TensorId) -> bool,
+        impl Fn(&Node) -> bool,
+    ),
+    paced: &mut Paced,
+) -> Result<bool> {
     let mut away = BTreeMap::new();
     for mut node in std::mem::take(&mut step.nodes) {
         if later(&node) {
@@ -351,5 +382,8 @@ fn send_away(
             step.nodes.push(node);
         }
     }
-    Ok(away)
+    for &value in away.iter().flat_map(|(value, sent)| [value, sent]) {
+        paced.add(step.storage_of(value));
+    }
+    Ok(!away.is_empty())
 }

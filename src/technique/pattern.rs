@@ -46,6 +46,12 @@ impl Pattern {
         })
     }
 
+    /// Adds the paths of `more`.
+    pub fn join(&mut self, more: Pattern) {
+        self.text = format!("{}+{}", self.text, more.text);
+        self.alternatives.extend(more.alternatives);
+    }
+
     /// Whether a node is in the set, by itself or with its whole block.
     pub fn matches_node(&self, node: &Node) -> bool {
         self.matches(&node.block) || self.matches(&node.origin)

@@ -18,8 +18,12 @@ const NOISE: f64 = 1.15;
 pub(super) fn fit(device: &mut Device, launches: BTreeMap<String, Vec<Launch>>) -> Result<()> {
     for (key, launches) in launches {
         let point = |l: &Launch| [ideal_seconds(l.work, l.dtype, device), l.seconds];
-        let curve = curve(launches.iter().map(point).collect());
-        if let Some([ideal, seconds]) = curve.iter().find(|[x, y]| *x > NOISE * y) {
+        let raw = |l: &Launch| [ideal_seconds(l.work, l.dtype, device), l.raw];
+        let (passed, curve) = (
+            curve(launches.iter().map(raw).collect()),
+            curve(launches.iter().map(point).collect()),
+        );
+        if let Some([ideal, seconds]) = passed.iter().find(|[x, y]| *x > NOISE * y) {
             let why = format!("takes {seconds:.2e} s where the machine's peaks need {ideal:.2e} s");
             let next = "its work is overcounted, or the peaks were measured while the machine was busy: calibrate again";
             return Err(Error::value("efficiency of", key, why, next));

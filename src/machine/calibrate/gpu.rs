@@ -146,6 +146,7 @@ mod tests {
             },
             dtype: DType::Bf16,
             seconds,
+            raw: seconds,
         };
         let ideal = |megabytes: u64| (megabytes << 20) as f64 / 1e12;
         let half = of(1000, 1e-5 + 2.0 * ideal(1000));

@@ -8,9 +8,9 @@ use crate::graph::op::Work;
 use crate::graph::tensor::DType;
 use crate::graph::{Stream, When};
 use crate::machine::cpu::Settings;
-use crate::machine::measure;
+use crate::machine::measure::{self, Pace};
 use crate::machine::micro::{self, Size};
-use crate::machine::probe::{median, quartile};
+use crate::machine::probe::median;
 use crate::machine::sim::{curve_key, node_work};
 use crate::machine::timeline::{Mark, Timeline};
 use crate::plan::{Choice, Plan};
@@ -25,8 +25,14 @@ use crate::spec::model::ModelSpec;
 pub(super) struct Launch {
     pub(super) work: Work,
     pub(super) dtype: DType,
+    /// At the machine's pace when the probe of its calibration was read.
     pub(super) seconds: f64,
+    /// As they passed.
+    pub(super) raw: f64,
 }
+
+/// Seconds of one launch in every step: at the calibration's pace, and as they passed.
+type Taken = Vec<(f64, f64)>;
 
 /// Times of ops, by curve key.
 #[derive(Debug, Default)]
@@ -221,7 +227,7 @@ fn take(
     Ok(())
 }
 
-/// Every launch of a run: its stream, the key of its efficiency, and a low middle of its times. What lies between launches goes to `samples`.
+/// Every launch of a run: its stream, the key of its efficiency, and the middle of its times. What lies between launches goes to `samples`.
 pub(super) fn launches(
     run: &Sample,
     precision: Precision,
@@ -232,48 +238,54 @@ pub(super) fn launches(
 ) -> Result<Vec<(Stream, String, Launch)>> {
     let plan = plan(run, precision, backend, device)?;
     let mut session = measure::open(plan, folder, Settings::default())?;
-    let mut times: BTreeMap<(When, usize), (Stream, Vec<f64>)> = BTreeMap::new();
+    let mut times: BTreeMap<(When, usize), (Stream, Taken)> = BTreeMap::new();
     session.step()?;
+    let mut pace = Pace::of(&session)?;
+    let mut before = pace.now();
     for _ in 1..run.steps {
         session.step()?;
+        let after = pace.now();
+        let ratio = (before + after) / 2.0;
+        before = after;
         for (when, timeline) in session.timelines() {
-            around(timeline, samples);
+            around(timeline, ratio, samples);
             for mark in &timeline.marks {
                 let entry = times
                     .entry((*when, mark.at))
                     .or_insert((mark.stream, Vec::new()));
-                entry.1.push(mark.end - mark.start);
+                let raw = mark.end - mark.start;
+                entry.1.push((raw / ratio, raw));
             }
         }
     }
     let (programs, mut found) = (session.programs(), Vec::new());
-    for ((when, at), (stream, seconds)) in times {
+    for ((when, at), (stream, taken)) in times {
         let program = programs.iter().find(|p| p.when == when);
         let Some(program) = program else { continue };
         let Instr::Launch { node, .. } = program.code[at] else {
             continue;
         };
         let (key, work, dtype) = node_work(&program.step, node);
-        let seconds = quartile(seconds);
         let launch = Launch {
             work,
             dtype,
-            seconds,
+            seconds: median(taken.iter().map(|t| t.0).collect()),
+            raw: median(taken.iter().map(|t| t.1).collect()),
         };
         found.push((stream, key, launch));
     }
     Ok(found)
 }
 
-/// What a walk spends between launches and around them.
-fn around(timeline: &Timeline, samples: &mut Samples) {
+/// What a walk spends between launches and around them, on a machine that is slower by `ratio` than at its calibration.
+fn around(timeline: &Timeline, ratio: f64, samples: &mut Samples) {
     let compute = |m: &&Mark| m.stream == Stream::Compute;
     let marks: Vec<&Mark> = timeline.marks.iter().filter(compute).collect();
     let gaps: Vec<f64> = marks.windows(2).map(|w| w[1].start - w[0].end).collect();
     if let (Some(first), Some(last)) = (marks.first(), marks.last()) {
-        samples.gaps.push(median(gaps));
+        samples.gaps.push(median(gaps) / ratio);
         samples
             .starts
-            .push(first.start + timeline.total.0 - last.end);
+            .push((first.start + timeline.total.0 - last.end) / ratio);
     }
 }

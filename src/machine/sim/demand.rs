@@ -70,7 +70,8 @@ impl std::iter::Sum for Demand {
     }
 }
 
-/// The demand of `program` on `target` by block, forward (false) and later (true).
+/// The demand of `program` on `target` by block, forward (false) and later (true); that of a copy by the path of what is copied, which
+/// may be of another block than what waits for it.
 pub fn demand(program: &Program, target: &Target) -> BTreeMap<(Name, bool), Demand> {
     let mut demands: BTreeMap<(Name, bool), Demand> = BTreeMap::new();
     for instr in &program.code {
@@ -94,7 +95,11 @@ pub fn demand(program: &Program, target: &Target) -> BTreeMap<(Name, bool), Dema
             _ => continue,
         };
         let node = &program.step.nodes[index as usize];
-        let half = (node.block.clone(), node.phase.is_later());
+        let owner = match instr {
+            Instr::Copy { .. } => &node.origin,
+            _ => &node.block,
+        };
+        let half = (owner.clone(), node.phase.is_later());
         let sum = demands.entry(half).or_default();
         *sum = *sum + Demand::of(stream, &cost);
     }
