@@ -154,6 +154,12 @@ pub struct Home {
 }
 
 impl Home {
+    /// Whether something lives on disk.
+    pub fn uses_disk(&self) -> bool {
+        let to = |choice: &Choice| choice.args.0.get("to").is_some_and(|to| to == "disk");
+        self.by_layer.iter().any(to)
+    }
+
     /// Its choices, those by layer at `site`, with copies `pace` half layers ahead and behind.
     pub fn choices(&self, site: &str, pace: u64) -> Vec<Choice> {
         let at = |choice: &Choice| {

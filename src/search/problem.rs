@@ -12,6 +12,7 @@ use super::sample::{self, Change, DEPTHS, Taken};
 use crate::error::Result;
 use crate::graph::{Step, Stream};
 use crate::plan::{Choice, Plan, Request};
+use crate::spec::job::Place;
 
 /// A home of the states with what may be chosen beside it.
 #[derive(Debug, Clone)]
@@ -68,20 +69,59 @@ impl Problems {
             kernels,
             others,
         };
-        let taken = |home: &Home| problems.taken(request, home);
+        let (on_disk, homes): (Vec<Home>, Vec<Home>) = homes.into_iter().partition(Home::uses_disk);
+        let measured = problems.add(request, homes, None, &device)?;
+        if !problems.held(request) {
+            problems.add(request, on_disk, measured, &device)?;
+        }
+        Ok(problems)
+    }
+
+    /// Adds the problems of `homes`; returns what the home `at` the device takes, which is `device` where that is known already.
+    ///
+    /// # Errors
+    /// Where no home can be planned.
+    fn add(
+        &mut self,
+        request: &Request,
+        homes: Vec<Home>,
+        device: Option<Measured>,
+        at: &Home,
+    ) -> Result<Option<Measured>> {
+        let taken = |home: &Home| self.taken(request, home);
         let all: Vec<Result<(Measured, Option<Measured>)>> = homes.par_iter().map(taken).collect();
-        let at_device = homes.iter().position(|h| *h == device).unwrap_or(0);
-        let device = all[at_device].as_ref().ok().map(|(device, _)| device);
+        let mut own = homes.iter().zip(&all).filter(|(home, _)| *home == at);
+        let own = own.find_map(|(_, measured)| measured.as_ref().ok());
+        let device = device.or(own.map(|(device, _)| *device));
         for (home, measured) in homes.into_iter().zip(&all) {
             if let Ok(measured) = measured {
-                let more = problems.problems(request, home, measured, device);
-                problems.all.extend(more);
+                let more = self.problems(request, home, measured, device.as_ref());
+                self.all.extend(more);
             }
         }
         match all.into_iter().find_map(Result::err) {
-            Some(error) if problems.all.is_empty() => Err(error),
-            _ => Ok(problems),
+            Some(error) if self.all.is_empty() => Err(error),
+            _ => Ok(device),
         }
+    }
+
+    /// Whether the host has room for all that any of the problems may send there, so that a disk, which is slower and frees no more of the
+    /// device, gives nothing.
+    fn held(&self, request: &Request) -> bool {
+        let budget = request.job.target.budget();
+        let saved: f64 = self.saved.iter().map(|s| s.bytes.0 as f64).sum();
+        let holds = |problem: &Problem| {
+            let layers = &problem.layers;
+            let taken = layers.rows(&layers.plain(), &budget);
+            let mut rows = budget.rows.iter().zip(taken);
+            rows.all(|((places, most), taken)| match places[..] {
+                [Place::Gpu] | [Place::Disk] => true,
+                // Where the device has the same memory, what it holds is not known yet.
+                _ if places.contains(&Place::Gpu) => false,
+                _ => taken + saved * layers.count as f64 <= most.0 as f64,
+            })
+        };
+        self.all.iter().all(holds)
     }
 
     /// What a home takes of a model of the request's depth, and for each of its layers; and the same with the blocks beside the layers
@@ -165,6 +205,7 @@ impl Problems {
 }
 
 /// What was read off a home.
+#[derive(Clone, Copy)]
 struct Measured {
     /// Where everything is kept.
     kept: Line,
