@@ -97,7 +97,8 @@ impl Part {
             if !self.name.is_empty() {
                 put(&mut point.name, &self.name);
             }
-            if let Some(family) = self.family {
+            // What a method opens may be left.
+            if let Some(family) = self.family.filter(|family| family.opens.is_none()) {
                 point.class = point.class.max(family.class());
             }
         }

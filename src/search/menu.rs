@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::may_choose;
+use crate::graph::op::compress::COMPRESS;
 use crate::graph::op::transfer::MOVE;
 use crate::graph::tensor::{Role, StorageId};
 use crate::graph::{Node, Phase, Step};
@@ -35,17 +36,57 @@ pub enum Fate {
     Recompute,
     /// Sent to the host, and brought back.
     Offload,
+    /// Sent to disk, and brought back.
+    Disk,
+    /// Held in fewer bits.
+    Compress,
+    /// Sent to the host in fewer bits, and brought back.
+    CompressOffload,
 }
 
 impl Fate {
     /// All fates beside being kept.
-    pub const ALL: [Fate; 2] = [Fate::Recompute, Fate::Offload];
+    pub const ALL: [Fate; 5] = [
+        Fate::Recompute,
+        Fate::Offload,
+        Fate::Disk,
+        Fate::Compress,
+        Fate::CompressOffload,
+    ];
 
-    /// The technique that does it.
-    pub fn technique(self) -> &'static str {
+    /// Those that need no disk.
+    pub const NEAR: [Fate; 4] = [
+        Fate::Recompute,
+        Fate::Offload,
+        Fate::Compress,
+        Fate::CompressOffload,
+    ];
+
+    /// The choices that do it at `site`, with copies `pace` half layers ahead and behind.
+    pub fn choices(self, site: &str, pace: u64) -> Vec<Choice> {
+        let offload = |args: &[(&str, &str)]| {
+            let mut choice = Choice::new("offload", site, args);
+            paced(&mut choice, pace);
+            choice
+        };
+        let compress = || Choice::new("compress_activations", site, &[]);
+        match self {
+            Fate::Recompute => vec![Choice::new("recompute", site, &[])],
+            Fate::Offload => vec![offload(&[])],
+            Fate::Disk => vec![offload(&[("to", "disk")])],
+            Fate::Compress => vec![compress()],
+            Fate::CompressOffload => vec![compress(), offload(&[])],
+        }
+    }
+
+    /// What it is called in tables.
+    pub fn name(self) -> &'static str {
         match self {
             Fate::Recompute => "recompute",
             Fate::Offload => "offload",
+            Fate::Disk => "offload to disk",
+            Fate::Compress => "fewer bits",
+            Fate::CompressOffload => "offload in fewer bits",
         }
     }
 
@@ -53,8 +94,13 @@ impl Fate {
     pub fn suits(self, saved: &Saved) -> bool {
         match self {
             Fate::Recompute => saved.droppable,
-            Fate::Offload => saved.bytes >= LEAST,
+            _ => saved.bytes >= LEAST,
         }
+    }
+
+    /// Whether the value leaves the device.
+    pub fn leaves(self) -> bool {
+        !matches!(self, Fate::Recompute | Fate::Compress)
     }
 }
 
@@ -77,6 +123,16 @@ pub fn saved(step: &Step, layer: u64) -> Vec<Saved> {
     for node in (step.nodes.iter().filter(forward)).filter(|n| *n.block == *block) {
         let homes: BTreeSet<StorageId> =
             (node.outputs.iter().map(|&v| step.tensor(v).storage)).collect();
+        if node.op.name() == COMPRESS {
+            // What is held in fewer bits stands for the value itself.
+            let whole = step.tensor(node.inputs[0]).storage;
+            if let Some((group, wanted)) = of.get(&whole).and_then(|&index| all.get_mut(index)) {
+                let packed: Bytes = homes.iter().map(|&s| step.storage(s).bytes).sum();
+                group.bytes = group.bytes.saturating_sub(step.storage(whole).bytes) + packed;
+                *wanted |= homes.iter().any(|s| later.contains(s));
+            }
+            continue;
+        }
         let own = |s: &&StorageId| step.storage(**s).role == Role::Activation;
         let Some(first) = homes.iter().find(own) else {
             continue;

@@ -257,7 +257,7 @@ pub fn of_plan(request: &Request, plan: &Plan, name: &str, estimate: Estimate) -
     let own = Candidate::whole(name, plan.clone(), estimate);
     let (priced, problems) = rayon::join(
         || price::all(request),
-        || problem::Problems::of(request).map(|problems| Front::from(problems).points(&budget)),
+        || problem::Problems::of(&exact(request)).map(|p| Front::from(p).points(&budget)),
     );
     let mut considered = priced?;
     considered.push(own.clone());
@@ -296,7 +296,14 @@ impl From<Named> for Proposal {
 /// Whether the search may choose `technique` on its own: its class is allowed.
 fn may_choose(request: &Request, technique: &str) -> bool {
     let class = crate::technique::find(technique).map(|t| t.card().exactness);
-    class.is_ok_and(|class| class <= request.allow && class < Exactness::Lossy)
+    class.is_ok_and(|class| class <= request.allow)
+}
+
+/// `request` without lossy techniques of the search's own choice: those are tried one method at a time.
+fn exact(request: &Request) -> Request {
+    let mut exact = request.clone();
+    exact.allow = exact.allow.min(Exactness::Rounding);
+    exact
 }
 
 /// What the bound says of a plan that was proved.

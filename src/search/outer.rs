@@ -6,7 +6,7 @@ use super::families::{self, Family};
 use super::front::put;
 use super::price::decides;
 use super::solve::{self, Solved};
-use super::{Candidate, may_choose};
+use super::{Candidate, exact, may_choose};
 use crate::error::Result;
 use crate::plan::{Choice, Request};
 use crate::spec::job::Budget;
@@ -21,11 +21,13 @@ const BARE: f64 = 1.01;
 /// Where the job or a fixed choice is wrong.
 pub fn solve(request: &Request, budget: &Budget) -> Result<Solved> {
     let of_family = |family: &'static Family| {
-        let solved = divided(&families::request(family, request)?, budget)?;
+        let mut solved = divided(&families::request(family, request)?, budget)?;
+        // What does without the method is found without it.
+        solved.candidates.retain(|c| family.is_in(&c.plan));
         Ok(named(solved, family.name, Some(family)))
     };
     let (own, lossy) = rayon::join(
-        || divided(request, budget),
+        || divided(&exact(request), budget),
         || {
             let open = families::open(request).into_par_iter();
             open.map(of_family).collect::<Vec<Result<Solved>>>()

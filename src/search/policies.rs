@@ -114,8 +114,8 @@ fn by_worth(problems: &Problems, layers: &Layers, fates: &[Fate]) -> Vec<usize> 
         let column = &layers.columns[*index];
         let (compute, link) = costs(column);
         let seconds = match fate(*index) {
-            Fate::Recompute => compute,
             Fate::Offload => link,
+            _ => compute,
         };
         -column.takes.peak.gpu / seconds.max(1e-12)
     };
@@ -173,6 +173,6 @@ fn swap_first(problems: &Problems, problem: &Problem, budget: &Budget) -> Option
 
 fn greedy(problems: &Problems, problem: &Problem, budget: &Budget) -> Option<Counts> {
     let layers = &problem.layers;
-    let order = by_worth(problems, layers, &Fate::ALL);
+    let order = by_worth(problems, layers, &[Fate::Recompute, Fate::Offload]);
     until_it_fits(layers, &order, layers.plain(), budget)
 }

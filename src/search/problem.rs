@@ -61,23 +61,23 @@ impl Problems {
         )?)?;
         let saved = (step.as_ref()).map_or(Vec::new(), |step| menu::saved(step, 1));
         let others = step.as_ref().map_or(Vec::new(), blocks_beside);
-        let changes = changes(request, &device, &kernels, &saved)?;
         let mut problems = Problems {
             all: Vec::new(),
             saved,
-            changes,
+            changes: Vec::new(),
             kernels,
             others,
         };
         let (on_disk, homes): (Vec<Home>, Vec<Home>) = homes.into_iter().partition(Home::uses_disk);
-        let measured = problems.add(request, homes, None, &device)?;
-        if !problems.held(request) {
-            problems.add(request, on_disk, measured, &device)?;
+        let taken = problems.add(request, homes, (&device, None), &Fate::NEAR)?;
+        if !on_disk.is_empty() && !problems.held(request) {
+            problems.add(request, on_disk, (&device, taken), &Fate::ALL)?;
         }
         Ok(problems)
     }
 
-    /// Adds the problems of `homes`; returns what the home `at` the device takes, which is `device` where that is known already.
+    /// Adds the problems of `homes`, and lets saved values have any of `fates`; returns what the home at the `device` takes, which is `known`
+    /// where it was added before.
     ///
     /// # Errors
     /// Where no home can be planned.
@@ -85,23 +85,33 @@ impl Problems {
         &mut self,
         request: &Request,
         homes: Vec<Home>,
-        device: Option<Measured>,
-        at: &Home,
+        (device, known): (&Home, Option<Measured>),
+        fates: &[Fate],
     ) -> Result<Option<Measured>> {
-        let taken = |home: &Home| self.taken(request, home);
-        let all: Vec<Result<(Measured, Option<Measured>)>> = homes.par_iter().map(taken).collect();
-        let mut own = homes.iter().zip(&all).filter(|(home, _)| *home == at);
+        let (changes, all) = rayon::join(
+            || changes(request, device, &self.kernels, &self.saved, fates),
+            || -> Vec<Result<(Measured, Option<Measured>)>> {
+                let taken = homes.par_iter().map(|home| self.taken(request, home));
+                taken.collect()
+            },
+        );
+        self.changes = changes?;
+        for at in 0..self.all.len() {
+            let Problem { home, layers, .. } = &self.all[at];
+            self.all[at].layers.columns = self.columns(home, layers.count);
+        }
+        let mut own = homes.iter().zip(&all).filter(|(home, _)| *home == device);
         let own = own.find_map(|(_, measured)| measured.as_ref().ok());
-        let device = device.or(own.map(|(device, _)| *device));
+        let known = known.or(own.map(|(device, _)| *device));
         for (home, measured) in homes.into_iter().zip(&all) {
             if let Ok(measured) = measured {
-                let more = self.problems(request, home, measured, device.as_ref());
+                let more = self.problems(request, home, measured, known.as_ref());
                 self.all.extend(more);
             }
         }
         match all.into_iter().find_map(Result::err) {
             Some(error) if self.all.is_empty() => Err(error),
-            _ => Ok(device),
+            _ => Ok(known),
         }
     }
 
@@ -144,7 +154,7 @@ impl Problems {
             Ok((Line::new(near, far), beside))
         };
         let kept = lines(&[])?;
-        let drops = self.changes.iter().any(|c| c.fate == Fate::Recompute);
+        let drops = is_open(request, Fate::Recompute) && self.saved.iter().any(|s| s.droppable);
         let floor = match drops {
             true => lines(&[Choice::new("recompute", "layers.*", &[])])?,
             false => kept,
@@ -152,6 +162,26 @@ impl Problems {
         let measured = |(kept, floor)| Measured { kept, floor };
         let beside = kept.1.zip(floor.1).map(measured);
         Ok((measured((kept.0, floor.0)), beside))
+    }
+
+    /// What may become of saved values in the `count` layers of a home.
+    fn columns(&self, home: &Home, count: u64) -> Vec<Column> {
+        let column = |change: &Change| Column {
+            flight: -change.held.gpu.min(0.0) * under_way(change.fate, home.pace) / count as f64,
+            takes: Taken {
+                peak: change.held,
+                forward: change.forward,
+                later: change.later,
+                ..Taken::default()
+            },
+            most: match change.fate.leaves() {
+                // What the last layers send away comes back at once.
+                true => count.saturating_sub(2),
+                false => count,
+            },
+            subject: change.saved,
+        };
+        self.changes.iter().map(column).collect()
     }
 
     /// The problem of a home, and the one with the blocks beside the layers at home: what they hold comes and goes where nothing hides it,
@@ -164,21 +194,6 @@ impl Problems {
         device: Option<&Measured>,
     ) -> Vec<Problem> {
         let count = request.job.model.layers;
-        let column = |change: &Change| Column {
-            flight: -change.held.gpu.min(0.0) * under_way(change.fate, home.pace) / count as f64,
-            takes: Taken {
-                peak: change.held,
-                forward: change.forward,
-                later: change.later,
-                ..Taken::default()
-            },
-            most: match change.fate {
-                Fate::Recompute => count,
-                // What the last layers send away comes back at once.
-                Fate::Offload => count.saturating_sub(2),
-            },
-            subject: change.saved,
-        };
         let kind = |m: &Measured| Kind {
             takes: m.kept.layer,
             floor: m.floor.layer.peak.gpu,
@@ -187,7 +202,7 @@ impl Problems {
         let device = device.filter(|_| !home.by_layer.is_empty() && !names_layers(request));
         let kinds = [measured].into_iter().chain(device).map(kind);
         let (kinds, columns): (Vec<Kind>, Vec<Column>) =
-            (kinds.collect(), self.changes.iter().map(column).collect());
+            (kinds.collect(), self.columns(&home, count));
         let with = |rest: &Measured, beside_at_home: bool| Problem {
             home: home.clone(),
             beside_at_home,
@@ -235,8 +250,8 @@ impl Measured {
 /// Layers whose values of one fate are on the device at the highest instant, on average.
 fn under_way(fate: Fate, pace: u64) -> f64 {
     match fate {
-        Fate::Recompute => 1.0,
-        Fate::Offload => 1.0 + pace as f64 / 2.0,
+        _ if fate.leaves() => 1.0 + pace as f64 / 2.0,
+        _ => 1.0,
     }
 }
 
@@ -291,36 +306,36 @@ fn planned(request: &Request, choices: &[Choice], kernels: &[Choice]) -> Result<
     Plan::new(request.job.clone(), all)
 }
 
-/// What the fates of saved values change.
+/// Whether `request` leaves it to the search which values have `fate`.
+fn is_open(request: &Request, fate: Fate) -> bool {
+    let mut choices = fate.choices("layers.*", 0).into_iter();
+    choices.all(|c| may_choose(request, &c.technique) && !decides(request, &c))
+}
+
+/// What those of `fates` change that `request` leaves open for saved values.
 fn changes(
     request: &Request,
     home: &Home,
     kernels: &[Choice],
     saved: &[Saved],
+    fates: &[Fate],
 ) -> Result<Vec<Change>> {
-    let open: Vec<Fate> = (Fate::ALL.into_iter())
-        .filter(|fate| may_choose(request, fate.technique()))
-        .filter(|fate| !decides(request, &Choice::new(fate.technique(), "layers.*", &[])))
-        .collect();
+    let open = fates.iter().filter(|fate| is_open(request, **fate));
+    let open: Vec<Fate> = open.copied().collect();
     let fates = sample::each_fate(saved, &open);
     if fates.is_empty() {
         return Ok(Vec::new());
     }
     let request = at_depth(request, sample::depth(&fates));
-    let chosen = fates
-        .iter()
-        .enumerate()
-        .map(|(i, (s, f))| at_layer(i, &saved[*s], *f));
+    let chosen = fates.iter().enumerate().flat_map(|(index, (value, fate))| {
+        // Each at the layer of the sample that is for it.
+        let layer = format!("layers.{}", index + 1);
+        fate.choices(&menu::site(&[&saved[*value]], &layer), home.pace)
+    });
     let choices: Vec<Choice> = home
         .choices("*", home.pace)
         .into_iter()
         .chain(chosen)
         .collect();
     sample::changes(&planned(&request, &choices, kernels)?, &fates)
-}
-
-/// `fate` of `saved` at the layer of the sample that is for it.
-fn at_layer(index: usize, saved: &Saved, fate: Fate) -> Choice {
-    let layer = format!("layers.{}", index + 1);
-    Choice::new(fate.technique(), &menu::site(&[saved], &layer), &[])
 }

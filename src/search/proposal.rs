@@ -6,7 +6,6 @@ use super::Proposal;
 use super::layers::Counts;
 use super::menu::{self, Fate, Home, Saved};
 use super::problem::{Problem, Problems};
-use super::sample::Change;
 use crate::plan::Choice;
 
 impl Problems {
@@ -27,7 +26,7 @@ impl Problems {
         let mut choices = home.choices(&self.away(problem, &kept), home.pace);
         choices.extend(self.kernels.iter().cloned());
         for ((fate, set), saved) in &sites {
-            choices.push(self.choice(&problem.home, *fate, set, saved, layers));
+            choices.extend(self.choices(&problem.home, *fate, set, saved, layers));
         }
         let part = |n: usize, what: &str| format!("{what} in {n} of {layers} layers");
         let mut names: Vec<String> =
@@ -42,7 +41,7 @@ impl Problems {
             let sets = sites.iter().filter(|((f, _), _)| *f == fate);
             let any: BTreeSet<u64> = sets.flat_map(|((_, set), _)| set.iter().copied()).collect();
             if !any.is_empty() {
-                names.push(part(any.len(), fate.technique()));
+                names.push(part(any.len(), fate.name()));
             }
         }
         Proposal {
@@ -51,33 +50,40 @@ impl Problems {
         }
     }
 
-    /// The layers in which `saved` has each fate: evenly where it is sent away, the earliest of the rest where it is dropped.
+    /// The layers in which `saved` has each fate: evenly where it is sent away, the earliest of the rest where it is not.
     fn fates(
         &self,
         saved: usize,
         counts: &Counts,
         kept: &BTreeSet<u64>,
         layers: u64,
-    ) -> [(Fate, BTreeSet<u64>); 2] {
-        let mut sets = [BTreeSet::new(), BTreeSet::new()];
+    ) -> BTreeMap<Fate, BTreeSet<u64>> {
+        let mut sets: BTreeMap<Fate, BTreeSet<u64>> = BTreeMap::new();
         for (kind, counts) in counts.columns.iter().enumerate() {
-            let own: Vec<u64> = (0..layers)
+            let mut left: Vec<u64> = (0..layers)
                 .filter(|l| kept.contains(l) == (kind == 1))
                 .collect();
-            let number = |fate: Fate| {
-                let is = |c: &Change| c.saved == saved && c.fate == fate;
-                let index = self.changes.iter().position(is);
-                index.map_or(0, |index| counts[index] as u64)
-            };
-            let early = own.iter().filter(|&&l| l + 2 < layers).count() as u64;
-            let sent = spread(number(Fate::Offload), early);
-            let sent: BTreeSet<u64> = sent.into_iter().map(|at| own[at as usize]).collect();
-            let left = own.iter().filter(|l| !sent.contains(l)).copied();
-            sets[1].extend(left.take(number(Fate::Recompute) as usize));
-            sets[0].extend(sent);
+            let columns = self.changes.iter().zip(counts);
+            let mut own: Vec<(Fate, u64)> = columns
+                .filter(|(change, _)| change.saved == saved)
+                .map(|(change, &count)| (change.fate, count as u64))
+                .collect();
+            // What leaves goes first: it may not be of the last layers.
+            own.sort_by_key(|(fate, _)| !fate.leaves());
+            for (fate, count) in own {
+                let at = match fate.leaves() {
+                    true => spread(
+                        count,
+                        left.iter().filter(|&&l| l + 2 < layers).count() as u64,
+                    ),
+                    false => (0..count.min(left.len() as u64)).collect(),
+                };
+                let taken: BTreeSet<u64> = at.into_iter().map(|at| left[at as usize]).collect();
+                left.retain(|l| !taken.contains(l));
+                sets.entry(fate).or_default().extend(taken);
+            }
         }
-        let [sent, dropped] = sets;
-        [(Fate::Offload, sent), (Fate::Recompute, dropped)]
+        sets
     }
 
     /// The site of what is not kept on the device, where all of `kept` layers is.
@@ -97,15 +103,15 @@ impl Problems {
         parts.join("+")
     }
 
-    /// One choice for all `saved` values with one fate in the same layers.
-    fn choice(
+    /// The choices for all `saved` values with one fate in the same layers.
+    fn choices(
         &self,
         home: &Home,
         fate: Fate,
         set: &BTreeSet<u64>,
         saved: &[usize],
         layers: u64,
-    ) -> Choice {
+    ) -> Vec<Choice> {
         let sites = match set.len() as u64 == layers {
             true => "layers.*".to_string(),
             false => menu::layers(set),
@@ -118,11 +124,7 @@ impl Problems {
                 menu::site(&of, &sites)
             }
         };
-        let mut choice = Choice::new(fate.technique(), &site, &[]);
-        if fate == Fate::Offload {
-            menu::paced(&mut choice, home.pace);
-        }
-        choice
+        fate.choices(&site, home.pace)
     }
 }
 

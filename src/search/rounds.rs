@@ -290,13 +290,16 @@ fn solved(
         .collect();
     order.sort_by(|a, b| a.1.total_cmp(&b.1));
     let mut open: Vec<Proposed> = Vec::new();
-    for (problem, bound) in order {
-        if bound > best * FAR {
-            break;
-        }
-        if let Some(counts) = problems.all[problem].layers.fastest(room) {
-            best = best.min(counts.seconds);
-            open.push(Proposed { problem, counts });
+    for pair in order.chunks(ROUND) {
+        let solved = |&(problem, bound): &(usize, f64)| {
+            let near = bound <= best * FAR;
+            let counts = near.then(|| problems.all[problem].layers.fastest(room));
+            counts.flatten().map(|counts| Proposed { problem, counts })
+        };
+        let solved: Vec<Option<Proposed>> = pair.par_iter().map(solved).collect();
+        for proposed in solved.into_iter().flatten() {
+            best = best.min(proposed.counts.seconds);
+            open.push(proposed);
         }
     }
     open.retain(|p| p.counts.seconds <= best * FAR);

@@ -108,10 +108,14 @@ fn compress(step: &mut Step, sites: &Pattern, grid: Grid) -> Result<bool> {
         }
         let kept = |value: &TensorId| wanted.contains(value) && is_kept(step, &node, *value, sites);
         let kept: Vec<TensorId> = node.outputs.iter().copied().filter(kept).collect();
-        let block = node.block.clone();
+        let (block, origin) = (node.block.clone(), node.origin.clone());
         step.nodes.push(node);
         for value in kept {
-            let spot = spot(step, value, "compress", &block, Phase::Forward);
+            let mut spot = spot(step, value, "compress", &block, Phase::Forward);
+            // Below the path of what is compressed, so that what is said of that is said of its bits.
+            let name = &step.storage_of(value).name;
+            let output = name.strip_prefix(&*origin).unwrap_or_default();
+            spot.origin = format!("{origin}/compress{output}").into();
             let op = Arc::new(Compress { grid });
             let packed = step.emit(op, &[value], spot, Role::Activation)?[0];
             held.insert(value, packed);
@@ -125,7 +129,7 @@ fn is_kept(step: &Step, node: &Node, value: TensorId, sites: &Pattern) -> bool {
     let storage = step.storage_of(value);
     node.phase == Phase::Forward
         && node.op.name() != MOVE
-        && sites.matches(&node.block)
+        && sites.matches_node(node)
         && storage.role == Role::Activation
         && storage.bytes >= LEAST
         && storage.place == Place::Gpu

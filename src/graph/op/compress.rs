@@ -10,6 +10,9 @@ use crate::graph::random::Key;
 use crate::graph::tensor::{DType, Type};
 use crate::with_float;
 
+/// The name of the op that makes bits fewer.
+pub const COMPRESS: &str = "compress";
+
 /// Most elements of a block.
 pub const MOST_BLOCK: usize = 4096;
 /// Blocks one task works on.
@@ -80,7 +83,7 @@ pub struct Decompress {
 
 impl Op for Compress {
     fn name(&self) -> &'static str {
-        "compress"
+        COMPRESS
     }
     fn outputs(&self, inputs: &[Type]) -> Result<Vec<Output>> {
         expect_inputs(self.name(), inputs, 1)?;
