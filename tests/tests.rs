@@ -69,6 +69,7 @@ mod run;
 mod saves;
 mod search;
 mod search_counts;
+mod search_problems;
 mod speed;
 mod tangents;
 mod text;

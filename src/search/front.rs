@@ -93,12 +93,14 @@ pub(super) fn put(name: &mut String, what: &str) {
 impl Part {
     fn points(&self, budget: &Budget) -> Vec<Point> {
         let mut front = of(&self.problems, budget);
+        // What does without a technique that the method opens is found without the method.
+        let opens = self.family.is_some_and(|family| family.opens.is_some());
+        front.retain(|point| !opens || point.class == Exactness::Lossy);
         for point in &mut front {
             if !self.name.is_empty() {
                 put(&mut point.name, &self.name);
             }
-            // What a method opens may be left.
-            if let Some(family) = self.family.filter(|family| family.opens.is_none()) {
+            if let Some(family) = self.family {
                 point.class = point.class.max(family.class());
             }
         }
