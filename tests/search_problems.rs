@@ -28,8 +28,8 @@ fn request(gpu: &str) -> Request {
     Request {
         job: Job {
             model: micro::model("llama", SIZE).unwrap(),
-            seq: 1024,
-            batch: 4,
+            seq: 512,
+            batch: 8,
             precision: Precision::Bf16,
             optimizer: Optimizer("adamw".into()),
             target,

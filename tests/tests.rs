@@ -29,6 +29,7 @@ mod eager_optimizer;
 mod eager_work;
 mod estimate;
 mod evidence;
+mod executed;
 mod families;
 mod initial;
 mod job;

@@ -252,7 +252,9 @@ pub struct Summary {
     pub median_error: f64,
     /// The largest.
     pub largest_error: f64,
-    /// Spearman's rank correlation of simulated and measured steps, for the plans of each model.
+    /// Spearman's rank correlation of simulated and measured steps, over all plans.
+    pub together: f64,
+    /// The same for the plans of each model.
     pub order: BTreeMap<String, f64>,
 }
 
@@ -272,6 +274,7 @@ pub fn summary(rows: &[Row]) -> Summary {
         agree: rows.iter().filter(|r| r.predicted == r.measured).count(),
         median_error: errors.get(errors.len() / 2).copied().unwrap_or(0.0),
         largest_error: errors.last().copied().unwrap_or(0.0),
+        together: spearman(&of.values().flatten().copied().collect::<Vec<_>>()),
         order: of
             .into_iter()
             .map(|(m, times)| (m, spearman(&times)))

@@ -320,7 +320,7 @@ fn others(problems: &Problems, budget: &Budget, far: f64) -> Vec<Proposed> {
                 counts,
             })
         };
-        let all = problems.all.iter().enumerate().filter_map(counts);
+        let all = problems.all.par_iter().enumerate().filter_map(counts);
         let mut all: Vec<Proposed> = all.collect();
         all.sort_by(by_seconds);
         all.truncate(HOMES);

@@ -85,7 +85,11 @@ pub fn within(
             candidates.extend(segments::longer(problems, request, budget)?);
         }
     }
-    let bound = bound.map(Seconds);
+    // What fits though it was counted not to has its kernels for a bound.
+    let fits = candidates.iter().any(|c| c.fits(budget));
+    let bound = bound
+        .or(fits.then(|| problems.least_compute()))
+        .map(Seconds);
     candidates.iter_mut().for_each(|c| c.bound = bound);
     Ok(Solved {
         candidates,
@@ -109,12 +113,16 @@ impl Problems {
 
     /// Seconds of the kernels of a step where everything stays on the device.
     fn compute(&self) -> f64 {
-        let compute = Stream::Compute as usize;
-        let asked = |taken: &Taken| taken.forward.0[compute] + taken.later.0[compute];
-        let layers = self.all.first().map(|problem| &problem.layers);
-        layers.map_or(0.0, |layers| {
-            asked(&layers.rest) + asked(&layers.kinds[0].takes) * layers.count as f64
-        })
+        self.all.first().map_or(0.0, |problem| problem.compute(0))
+    }
+
+    /// Seconds of the kernels that every step runs, wherever what it needs lives.
+    fn least_compute(&self) -> f64 {
+        let of = |problem: &Problem| {
+            let kinds = (0..problem.layers.kinds.len()).map(|kind| problem.compute(kind));
+            kinds.fold(f64::INFINITY, f64::min)
+        };
+        self.all.iter().map(of).fold(f64::INFINITY, f64::min)
     }
 
     /// Of each problem the counts that take least, those that pass the budget by least first.
@@ -143,6 +151,16 @@ impl Problems {
         let plan = price::plan(request, &proposal)?;
         let estimate = estimate::quick(&plan)?;
         Ok(candidate(proposal.name, plan, estimate, counts))
+    }
+}
+
+impl Problem {
+    /// Seconds of the kernels of a step whose layers are all of one kind.
+    fn compute(&self, kind: usize) -> f64 {
+        let compute = Stream::Compute as usize;
+        let asked = |taken: &Taken| taken.forward.0[compute] + taken.later.0[compute];
+        let layers = &self.layers;
+        asked(&layers.rest) + asked(&layers.kinds[kind].takes) * layers.count as f64
     }
 }
 

@@ -35,12 +35,13 @@ pub fn text(rows: &[Row]) -> String {
     let order = all.order.iter().map(|(m, r)| format!("{m} {r:.2}"));
     format!(
         "{}\n{} of {} marks are the prediction to the byte in every place; steps are {:.1} % off in the middle, {:.1} % at most;\n\
-         rank correlation of simulated and measured steps: {}\n",
+         rank correlation of simulated and measured steps: {:.2} together, {}\n",
         table.render(),
         all.agree,
         all.count,
         100.0 * all.median_error,
         100.0 * all.largest_error,
+        all.together,
         order.collect::<Vec<_>>().join(", ")
     )
 }
