@@ -7,12 +7,14 @@ use serde::{Deserialize, Serialize};
 
 use super::cpu::Settings;
 use super::estimate::simulate;
-use super::probe::{Probe, STEADY, median};
+use super::probe::{Probe, Ratio, STEADY, median};
+use super::sim::node_work;
 use super::timeline::Timeline;
 use super::train::session::{Options, Schedule, Session};
 use super::train::text::{Coding, Corpus, HeldOut, Source};
 use crate::error::Result;
-use crate::graph::{Phase, When};
+use crate::graph::op::Work;
+use crate::graph::{Phase, Stream, When};
 use crate::plan::Plan;
 use crate::program::{Instr, Program};
 use crate::spec::device;
@@ -106,18 +108,25 @@ pub struct Measurement {
 /// One timed step.
 struct Timed {
     seconds: f64,
-    ratio: f64,
+    ratio: Ratio,
+    /// Part of its compute that is matrix products.
+    products: f64,
     timelines: Vec<(When, Timeline)>,
 }
 
 impl Timed {
+    /// How much slower its compute was than at calibration.
+    fn slower(&self) -> f64 {
+        self.ratio.mixed(self.products)
+    }
+
     /// The seconds a machine as fast as at calibration takes: only compute is scaled, since waits for a link or a disk
     /// do not change with it.
     fn corrected(&self) -> f64 {
         let total: f64 = self.timelines.iter().map(|(_, t)| t.total.0).sum();
         let waits: f64 = self.timelines.iter().map(|(_, t)| t.exposed().0).sum();
         let waiting = if total > 0.0 { waits / total } else { 0.0 };
-        self.seconds * (waiting + (1.0 - waiting) / self.ratio)
+        self.seconds * (waiting + (1.0 - waiting) / self.slower())
     }
 }
 
@@ -139,10 +148,12 @@ impl Pace {
     }
 
     /// Time of the probe now over its time at calibration.
-    pub(super) fn now(&mut self) -> f64 {
-        self.0.as_mut().map_or(1.0, |(probe, reference, fewer)| {
-            probe.mean(READINGS).ratio(reference, *fewer)
-        })
+    pub(super) fn now(&mut self) -> Ratio {
+        self.0
+            .as_mut()
+            .map_or(Ratio::ONE, |(probe, reference, fewer)| {
+                probe.mean(READINGS).ratio(reference, *fewer)
+            })
     }
 }
 
@@ -157,7 +168,7 @@ pub fn measure(session: &mut Session, steps: u64) -> Result<Measurement> {
     loop {
         tries += 1;
         let timed = timed(session, &mut pace, steps)?;
-        let ratios: Vec<f64> = timed.iter().map(|t| t.ratio).collect();
+        let ratios: Vec<f64> = timed.iter().map(Timed::slower).collect();
         let ratio = median(ratios.clone());
         let far = ratios.iter().map(|r| (r / ratio - 1.0).abs());
         let moved = far.fold(0.0, f64::max);
@@ -183,12 +194,44 @@ fn timed(session: &mut Session, pace: &mut Pace, steps: u64) -> Result<Vec<Timed
         let after = pace.now();
         all.push(Timed {
             seconds,
-            ratio: (before + after) / 2.0,
+            ratio: before.middle(after),
+            products: products(session),
             timelines: session.timelines().to_vec(),
         });
         before = after;
     }
     Ok(all)
+}
+
+/// What an instruction has to compute; nothing where it is no launch.
+fn work(program: &Program, instr: &Instr) -> Work {
+    match instr {
+        Instr::Launch { node, .. } => node_work(&program.step, *node).1,
+        _ => Work::default(),
+    }
+}
+
+/// The part of the last step's compute that was matrix products.
+fn products(session: &Session) -> f64 {
+    let (mut products, mut all) = (0.0, 0.0);
+    for (when, timeline) in session.timelines() {
+        let program = session.programs().iter().find(|p| p.when == *when);
+        for (program, mark) in program
+            .iter()
+            .flat_map(|p| timeline.marks.iter().map(move |m| (p, m)))
+        {
+            let seconds = match mark.stream {
+                Stream::Compute => mark.end - mark.start,
+                _ => 0.0,
+            };
+            all += seconds;
+            products += match work(program, &program.code[mark.at]).matmul {
+                0 => 0.0,
+                _ => seconds,
+            };
+        }
+    }
+    if all > 0.0 { products / all } else { 0.0 }
 }
 
 /// The medians beside what the simulator says; ops and phases are those of the step whose corrected time is the middle one.
@@ -212,14 +255,8 @@ fn compared(
         let simulated = simulate(program, session.plan())?;
         predicted += times as f64 * simulated.total.0;
         for (_, measured) in middle.timelines.iter().filter(|(w, _)| own(w)) {
-            per_op(program, &simulated, (1.0, 0.0, 0.0), &mut ops, &mut phases);
-            per_op(
-                program,
-                measured,
-                (0.0, 1.0, 1.0 / middle.ratio),
-                &mut ops,
-                &mut phases,
-            );
+            per_op(program, &simulated, None, &mut ops, &mut phases);
+            per_op(program, measured, Some(middle.ratio), &mut ops, &mut phases);
         }
     }
     let step = Times {
@@ -240,24 +277,31 @@ fn compared(
     })
 }
 
-/// Adds a timeline's marks to ops and phases, as parts of (predicted, raw, corrected).
+/// Adds a timeline's marks to ops and phases: as predicted, or as measured while the machine was slower by a ratio.
 fn per_op(
     program: &Program,
     timeline: &Timeline,
-    part: (f64, f64, f64),
+    measured: Option<Ratio>,
     ops: &mut BTreeMap<String, Times>,
     phases: &mut BTreeMap<Phase, Times>,
 ) {
     for mark in &timeline.marks {
         let seconds = mark.end - mark.start;
-        let times = Times {
-            predicted: Seconds(part.0 * seconds),
-            raw: Seconds(part.1 * seconds),
-            corrected: Seconds(part.2 * seconds),
+        let slower = |ratio: Ratio| ratio.of(work(program, &program.code[mark.at]));
+        let times = match measured {
+            Some(ratio) => Times {
+                raw: Seconds(seconds),
+                corrected: Seconds(seconds / slower(ratio)),
+                ..Times::default()
+            },
+            None => Times {
+                predicted: Seconds(seconds),
+                ..Times::default()
+            },
         };
         let instr = &program.code[mark.at];
         ops.entry(op_name(program, instr)).or_default().add(times);
-        let compute = mark.stream == crate::graph::Stream::Compute;
+        let compute = mark.stream == Stream::Compute;
         if let Some(phase) = program.phase(instr).filter(|_| compute) {
             phases.entry(phase).or_default().add(times);
         }

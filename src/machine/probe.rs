@@ -1,13 +1,13 @@
 //! The probe: a fixed matrix product and a fixed copy, timed at calibration and again beside what is measured later.
 //!
-//! Machines slow down and speed up with heat, neighbours and other programs. The compute in a
-//! time is divided by the ratio of the probe's time now to its time at calibration before it is compared; the raw time is always
-//! given beside it.
+//! Machines slow down and speed up with heat, neighbours and other programs. The compute in a time is divided by the ratio of the probe's
+//! time now to its time at calibration before it is compared, products by that of the product; the raw time is always given beside it.
 
 use std::hint::black_box;
 use std::time::Instant;
 
 use crate::error::{Error, Result};
+use crate::graph::op::Work;
 use crate::graph::op::gemm::{Mat, matmul};
 use crate::spec::device;
 use crate::spec::units::Seconds;
@@ -97,14 +97,56 @@ impl Probe {
     }
 }
 
+/// Time of the probe over its time at calibration: how much slower this machine is now.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Ratio {
+    /// For matrix products.
+    pub product: f64,
+    /// For everything else, which is arithmetic as much as it is copies.
+    pub rest: f64,
+}
+
+impl Ratio {
+    /// As fast as at calibration.
+    pub const ONE: Ratio = Ratio {
+        product: 1.0,
+        rest: 1.0,
+    };
+
+    /// For `work`.
+    pub fn of(self, work: Work) -> f64 {
+        match work.matmul {
+            0 => self.rest,
+            _ => self.product,
+        }
+    }
+
+    /// For a time of which `products` is the share of matrix products.
+    pub fn mixed(self, products: f64) -> f64 {
+        1.0 / (products / self.product + (1.0 - products) / self.rest)
+    }
+
+    /// Half way to `other`.
+    pub fn middle(self, other: Ratio) -> Ratio {
+        Ratio {
+            product: (self.product + other.product) / 2.0,
+            rest: (self.rest + other.rest) / 2.0,
+        }
+    }
+}
+
 impl Reading {
     /// How much slower than `reference` this machine is now, for compute on all threads or on one `fewer`.
-    pub fn ratio(&self, reference: &device::Probe, fewer: bool) -> f64 {
+    pub fn ratio(&self, reference: &device::Probe, fewer: bool) -> Ratio {
         let product = match (fewer, reference.fewer) {
             (true, Some(fewer)) => fewer,
             _ => reference.gemm,
         };
-        (self.gemm / product.0 * (self.copy / reference.copy.0)).sqrt()
+        let product = self.gemm / product.0;
+        Ratio {
+            product,
+            rest: (product * self.copy / reference.copy.0).sqrt(),
+        }
     }
 }
 

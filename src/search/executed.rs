@@ -26,7 +26,7 @@ const LINKS: [u64; 2] = [150, 600];
 const SHARES: [u64; 4] = [75, 55, 40, 28];
 
 /// Steps that are measured.
-const STEPS: u64 = 5;
+const STEPS: u64 = 7;
 
 /// A model with its batch and length.
 struct Subject {

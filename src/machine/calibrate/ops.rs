@@ -10,7 +10,7 @@ use crate::graph::{Stream, When};
 use crate::machine::cpu::Settings;
 use crate::machine::measure::{self, Pace};
 use crate::machine::micro::{self, Size};
-use crate::machine::probe::median;
+use crate::machine::probe::{Ratio, median};
 use crate::machine::sim::{curve_key, node_work};
 use crate::machine::timeline::{Mark, Timeline};
 use crate::plan::{Choice, Plan};
@@ -31,8 +31,8 @@ pub(super) struct Launch {
     pub(super) raw: f64,
 }
 
-/// Seconds of one launch in every step: at the calibration's pace, and as they passed.
-type Taken = Vec<(f64, f64)>;
+/// Seconds of one launch in every step, and how much slower than at calibration the machine was.
+type Taken = Vec<(Ratio, f64)>;
 
 /// Times of ops, by curve key.
 #[derive(Debug, Default)]
@@ -245,16 +245,16 @@ pub(super) fn launches(
     for _ in 1..run.steps {
         session.step()?;
         let after = pace.now();
-        let ratio = (before + after) / 2.0;
+        let ratio = before.middle(after);
         before = after;
         for (when, timeline) in session.timelines() {
-            around(timeline, ratio, samples);
+            around(timeline, ratio.rest, samples);
             for mark in &timeline.marks {
                 let entry = times
                     .entry((*when, mark.at))
                     .or_insert((mark.stream, Vec::new()));
                 let raw = mark.end - mark.start;
-                entry.1.push((raw / ratio, raw));
+                entry.1.push((ratio, raw));
             }
         }
     }
@@ -269,7 +269,7 @@ pub(super) fn launches(
         let launch = Launch {
             work,
             dtype,
-            seconds: median(taken.iter().map(|t| t.0).collect()),
+            seconds: median(taken.iter().map(|(r, s)| s / r.of(work)).collect()),
             raw: median(taken.iter().map(|t| t.1).collect()),
         };
         found.push((stream, key, launch));
