@@ -153,8 +153,10 @@ impl Layers {
         self.limit(&mut model, &v, room, true);
         for (half, &passes) in v.halves.iter().enumerate() {
             for server in 0..SERVERS {
-                let asked = self.all(&v, |taken| taken.half(half).0[server]);
-                model.add_constraint(constraint!(asked <= passes));
+                let of = |taken: &Taken| taken.half(half).0[server];
+                if self.asks(of) {
+                    model.add_constraint(constraint!(self.all(&v, of) <= passes));
+                }
             }
             for kind in 0..self.kinds.len() {
                 let pipeline = self.asked(&v, kind, |taken| taken.spent[half]);
@@ -205,10 +207,16 @@ impl Layers {
         let kinds = self.kinds.iter().map(|kind| kind.takes.forward.0[compute]);
         let ahead = kinds.fold(0.0, f64::max) + self.rest.forward.0[compute].max(0.0);
         for server in 0..SERVERS {
-            let asked = sum(&|taken| taken.forward.0[server] + taken.later.0[server]);
-            model.add_constraint(constraint!(asked <= passes.clone()));
-            let asked = sum(&|taken| taken.later.0[server]);
-            model.add_constraint(constraint!(asked <= v.halves[1] + ahead / MILLI));
+            let (whole, later): (&dyn Fn(&Taken) -> f64, &dyn Fn(&Taken) -> f64) = (
+                &|taken| taken.forward.0[server] + taken.later.0[server],
+                &|taken| taken.later.0[server],
+            );
+            if self.asks(whole) {
+                model.add_constraint(constraint!(sum(whole) <= passes.clone()));
+            }
+            if self.asks(later) {
+                model.add_constraint(constraint!(sum(later) <= v.halves[1] + ahead / MILLI));
+            }
         }
         let solution = model.solve().ok()?;
         Some(solution.eval(&passes) * MILLI)
@@ -272,6 +280,14 @@ impl Layers {
                 model.add_constraint(constraint!(taken <= most - self.floor / GIB));
             }
         }
+    }
+
+    /// Whether anything takes some of something.
+    fn asks(&self, of: impl Fn(&Taken) -> f64) -> bool {
+        let kinds = self.kinds.iter().map(|kind| &kind.takes);
+        let columns = self.columns.iter().map(|column| &column.takes);
+        let mut all = kinds.chain(columns).chain([&self.rest]);
+        all.any(|taken| of(taken) > 0.0)
     }
 
     /// What all layers take of something, in thousandths.

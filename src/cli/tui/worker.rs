@@ -140,9 +140,17 @@ impl Desk {
             }
             ControlFlow::Continue(())
         });
-        let pricing = worker("pricing", move |asked: Asked| match price(&asked) {
-            Some(found) => out.say(asked.serial, What::Provisional(found)),
-            None => ControlFlow::Continue(()),
+        // On a thread of its own, so that it does not queue behind the search.
+        let alone = rayon::ThreadPoolBuilder::new().num_threads(1).build().ok();
+        let pricing = worker("pricing", move |asked: Asked| {
+            let found = match &alone {
+                Some(pool) => pool.install(|| price(&asked)),
+                None => price(&asked),
+            };
+            match found {
+                Some(found) => out.say(asked.serial, What::Provisional(found)),
+                None => ControlFlow::Continue(()),
+            }
         });
         Desk {
             slots: [search, pricing],

@@ -14,7 +14,7 @@ use crate::machine::probe::{Ratio, median};
 use crate::machine::sim::{curve_key, node_work};
 use crate::machine::timeline::{Mark, Timeline};
 use crate::plan::{Choice, Plan};
-use crate::program::Instr;
+use crate::program::{Instr, Program};
 use crate::spec::catalog;
 use crate::spec::device::Device;
 use crate::spec::job::{Backend, Host, Job, Optimizer, Precision, Target};
@@ -38,7 +38,7 @@ type Taken = Vec<(Ratio, f64)>;
 #[derive(Debug, Default)]
 pub(super) struct Samples {
     pub(super) launches: BTreeMap<String, Vec<Launch>>,
-    /// Seconds between one launch's end and the next one's start.
+    /// Seconds of a walk that are none of its launches', for each of them.
     pub(super) gaps: Vec<f64>,
     /// Seconds of a program before its first launch and after its last.
     pub(super) starts: Vec<f64>,
@@ -227,6 +227,13 @@ fn take(
     Ok(())
 }
 
+/// A program's walk, on a machine that was slower by a ratio than at its calibration.
+struct Walk {
+    when: When,
+    ratio: Ratio,
+    timeline: Timeline,
+}
+
 /// Every launch of a run: its stream, the key of its efficiency, and the middle of its times. What lies between launches goes to `samples`.
 pub(super) fn launches(
     run: &Sample,
@@ -238,32 +245,44 @@ pub(super) fn launches(
 ) -> Result<Vec<(Stream, String, Launch)>> {
     let plan = plan(run, precision, backend, device)?;
     let mut session = measure::open(plan, folder, Settings::default())?;
-    let mut times: BTreeMap<(When, usize), (Stream, Taken)> = BTreeMap::new();
     session.step()?;
     let mut pace = Pace::of(&session)?;
     let mut before = pace.now();
+    let mut walks = Vec::new();
     for _ in 1..run.steps {
         session.step()?;
         let after = pace.now();
         let ratio = before.middle(after);
         before = after;
-        for (when, timeline) in session.timelines() {
-            around(timeline, ratio.rest, samples);
-            for mark in &timeline.marks {
-                let entry = times
-                    .entry((*when, mark.at))
-                    .or_insert((mark.stream, Vec::new()));
-                let raw = mark.end - mark.start;
-                entry.1.push((ratio, raw));
-            }
+        let walk = |(when, timeline): &(When, Timeline)| Walk {
+            when: *when,
+            ratio,
+            timeline: timeline.clone(),
+        };
+        walks.extend(session.timelines().iter().map(walk));
+    }
+    let mut found = Vec::new();
+    for program in session.programs() {
+        let own: Vec<&Walk> = walks.iter().filter(|w| w.when == program.when).collect();
+        let launches = of_program(program, &own);
+        around(&own, &launches, samples);
+        found.extend(launches.into_values());
+    }
+    Ok(found)
+}
+
+/// The launches of a program in its `walks`, by where they stand.
+fn of_program(program: &Program, walks: &[&Walk]) -> BTreeMap<usize, (Stream, String, Launch)> {
+    let mut times: BTreeMap<usize, (Stream, Taken)> = BTreeMap::new();
+    for walk in walks {
+        for mark in &walk.timeline.marks {
+            let (_, taken) = times.entry(mark.at).or_insert((mark.stream, Vec::new()));
+            taken.push((walk.ratio, mark.end - mark.start));
         }
     }
-    let (programs, mut found) = (session.programs(), Vec::new());
-    for ((when, at), (stream, taken)) in times {
-        let program = programs.iter().find(|p| p.when == when);
-        let Some(program) = program else { continue };
+    let launch = |(at, (stream, taken)): (usize, (Stream, Taken))| {
         let Instr::Launch { node, .. } = program.code[at] else {
-            continue;
+            return None;
         };
         let (key, work, dtype) = node_work(&program.step, node);
         let launch = Launch {
@@ -272,20 +291,45 @@ pub(super) fn launches(
             seconds: median(taken.iter().map(|(r, s)| s / r.of(work)).collect()),
             raw: median(taken.iter().map(|t| t.1).collect()),
         };
-        found.push((stream, key, launch));
-    }
-    Ok(found)
+        Some((at, (stream, key, launch)))
+    };
+    times.into_iter().filter_map(launch).collect()
 }
 
-/// What a walk spends between launches and around them, on a machine that is slower by `ratio` than at its calibration.
-fn around(timeline: &Timeline, ratio: f64, samples: &mut Samples) {
-    let compute = |m: &&Mark| m.stream == Stream::Compute;
-    let marks: Vec<&Mark> = timeline.marks.iter().filter(compute).collect();
-    let gaps: Vec<f64> = marks.windows(2).map(|w| w[1].start - w[0].end).collect();
-    if let (Some(first), Some(last)) = (marks.first(), marks.last()) {
-        samples.gaps.push(median(gaps) / ratio);
-        samples
-            .starts
-            .push((first.start + timeline.total.0 - last.end) / ratio);
+/// What walks spend around their `launches`: before the first and after the last of them, and for each of them what a middle walk takes beside
+/// the middle of each launch. That is more than what lies between two of them, since some launch of every walk takes longer than it mostly does.
+fn around(
+    walks: &[&Walk],
+    launches: &BTreeMap<usize, (Stream, String, Launch)>,
+    samples: &mut Samples,
+) {
+    let (mut totals, mut starts) = (Vec::new(), Vec::new());
+    for Walk {
+        ratio, timeline, ..
+    } in walks
+    {
+        let marks = &timeline.marks;
+        // Where streams run beside each other a walk is no sum.
+        if marks.iter().any(|mark| mark.stream != Stream::Compute) {
+            return;
+        }
+        let (Some(first), Some(last)) = (marks.first(), marks.last()) else {
+            return;
+        };
+        let slower = |mark: &Mark| launches.get(&mark.at).map_or(1.0, |l| ratio.of(l.2.work));
+        let (raw, own) = marks.iter().fold((0.0, 0.0), |(raw, own), mark| {
+            let seconds = mark.end - mark.start;
+            (raw + seconds, own + seconds / slower(mark))
+        });
+        totals.push(own + (timeline.total.0 - raw) / ratio.rest);
+        starts.push((first.start + timeline.total.0 - last.end) / ratio.rest);
     }
+    if launches.is_empty() || totals.is_empty() {
+        return;
+    }
+    let start = median(starts);
+    let taken: f64 = launches.values().map(|l| l.2.seconds).sum();
+    let each = (median(totals) - start - taken) / launches.len() as f64;
+    samples.gaps.push(each.max(0.0));
+    samples.starts.push(start);
 }
