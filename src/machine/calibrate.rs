@@ -28,7 +28,7 @@ pub struct Options {
     pub cores: u32,
     /// Folder whose disk is measured.
     pub folder: PathBuf,
-    /// Leaves out the larger models: seconds instead of minutes, and curves that end early.
+    /// Leaves out the larger models and the rarer ops: seconds instead of minutes, and curves that end early.
     pub quick: bool,
 }
 

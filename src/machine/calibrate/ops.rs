@@ -53,13 +53,32 @@ pub(super) struct Sample {
     steps: u64,
 }
 
-/// Choices under which every op of the techniques is met.
+/// Choices under which the ops of most training are met.
 const VARIANTS: [&[&str]; 4] = [
     &["clip", "accumulate:micro=1"],
     &["flash_attention", "chunked_loss:rows=64"],
     &["sgd", "clip", "offload:what=optimizer,update=host"],
     &["lsp_offload:schedule=after,rest=host"],
 ];
+
+/// Choices under which the other ops of the techniques are met, and the families they are met with.
+const RARE: [&[&str]; 14] = [
+    &["adamw8bit"],
+    &["lion"],
+    &["adafactor"],
+    &["microadam"],
+    &["galore:rank=8,gap=2"],
+    &["blockllm:rule=paper,sparsity=0.8,adapt=no"],
+    &["zo_sgd"],
+    &["zo_adam:q=2"],
+    &["forward_gradient"],
+    &["nf4_weights", "lora:rank=4"],
+    &["int8_weights", "adapter:width=8"],
+    &["prefix_tuning:tokens=5"],
+    &["compress_activations", "sgd"],
+    &["compress_offload", "flash_attention"],
+];
+const RARELY: [&str; 2] = ["llama", "gpt2"];
 
 /// Micro models whose ops together are those of all families, in two sizes.
 const MICRO: [&str; 5] = ["llama", "gpt2", "bert", "mixtral", "gemma2"];
@@ -84,11 +103,11 @@ const SIZES: [(Size, u64, u64); 2] = [
     ),
 ];
 
-/// The runs of a calibration; a `quick` one leaves out the larger models.
+/// The runs of a calibration; a `quick` one leaves out the larger models and the rarer ops.
 fn runs(quick: bool) -> Result<Vec<Sample>> {
     let mut runs = Vec::new();
-    let mut add = |model: ModelSpec, batch, seq, steps| {
-        for choices in VARIANTS {
+    let mut add = |model: ModelSpec, all: &[&'static [&'static str]], (batch, seq, steps)| {
+        for choices in all {
             let model = model.clone();
             runs.push(Sample {
                 model,
@@ -101,13 +120,16 @@ fn runs(quick: bool) -> Result<Vec<Sample>> {
     };
     for (size, batch, seq) in &SIZES[..if quick { 1 } else { 2 }] {
         for family in MICRO {
-            add(micro::model(family, *size)?, *batch, *seq, 6);
+            add(micro::model(family, *size)?, &VARIANTS, (*batch, *seq, 6));
+        }
+        for family in RARELY.iter().filter(|_| !quick) {
+            add(micro::model(family, *size)?, &RARE, (*batch, *seq, 5));
         }
     }
-    add(catalog::open("tiny")?, 2, 64, 6);
+    add(catalog::open("tiny")?, &VARIANTS, (2, 64, 6));
     if !quick {
-        add(catalog::open("tiny")?, 8, 128, 5);
-        add(catalog::open("small")?, 2, 128, 4);
+        add(catalog::open("tiny")?, &VARIANTS, (8, 128, 5));
+        add(catalog::open("small")?, &VARIANTS, (2, 128, 4));
     }
     Ok(runs)
 }
