@@ -47,6 +47,19 @@ fn plan(choices: &[&str]) -> Plan {
     Plan::new(request("24GB").job, choices).unwrap()
 }
 
+/// Whatever becomes of a value, the device holds less of it between the passes than where it is kept.
+#[test]
+fn every_fate_frees_some_of_the_device_in_every_family() {
+    for family in ["llama", "gpt2"] {
+        let mut request = request("24GB");
+        request.job.model = micro::model(family, SIZE).unwrap();
+        let problems = Problems::of(&request).unwrap();
+        for column in &problems.all[0].layers.columns {
+            assert!(column.takes.peak.gpu < 0.0, "{family}: {column:?}");
+        }
+    }
+}
+
 /// What comes back takes the link for as long as it took to go, whichever layer waits for it.
 #[test]
 fn a_value_sent_away_asks_the_link_for_its_own_bytes_in_both_halves() {

@@ -2,6 +2,7 @@
 
 use super::menu::{Fate, Saved};
 use crate::error::Result;
+use crate::graph::op::transfer::SETTLE;
 use crate::graph::{Phase, Stream, When};
 use crate::machine::estimate::{per_step, stepping, walks};
 use crate::machine::sim::demand::{Demand, demand};
@@ -176,7 +177,9 @@ fn at_turn(program: &Program, layers: usize) -> Vec<PerPlace<f64>> {
     let forward = |instr: &Instr| match instr {
         Instr::Launch { node, .. } => {
             let node = &program.step.nodes[*node as usize];
-            node.phase == Phase::Forward && layer_of(&node.block).is_some()
+            let forward = node.phase == Phase::Forward && layer_of(&node.block).is_some();
+            // Waiting for a copy is no work of the layer: it may stand anywhere behind it.
+            forward && node.op.name() != SETTLE
         }
         _ => false,
     };
