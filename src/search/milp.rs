@@ -207,15 +207,13 @@ impl Layers {
         let kinds = self.kinds.iter().map(|kind| kind.takes.forward.0[compute]);
         let ahead = kinds.fold(0.0, f64::max) + self.rest.forward.0[compute].max(0.0);
         for server in 0..SERVERS {
-            let (whole, later): (&dyn Fn(&Taken) -> f64, &dyn Fn(&Taken) -> f64) = (
-                &|taken| taken.forward.0[server] + taken.later.0[server],
-                &|taken| taken.later.0[server],
-            );
+            let whole = |taken: &Taken| taken.forward.0[server] + taken.later.0[server];
             if self.asks(whole) {
-                model.add_constraint(constraint!(sum(whole) <= passes.clone()));
+                model.add_constraint(constraint!(sum(&whole) <= passes.clone()));
             }
+            let later = |taken: &Taken| taken.later.0[server];
             if self.asks(later) {
-                model.add_constraint(constraint!(sum(later) <= v.halves[1] + ahead / MILLI));
+                model.add_constraint(constraint!(sum(&later) <= v.halves[1] + ahead / MILLI));
             }
         }
         let solution = model.solve().ok()?;
