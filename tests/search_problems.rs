@@ -47,15 +47,17 @@ fn plan(choices: &[&str]) -> Plan {
     Plan::new(request("24GB").job, choices).unwrap()
 }
 
-/// Whatever becomes of a value, the device holds no more of it between the passes than where it is kept.
+/// Of a value that is computed again the device holds less between the passes than where it is kept.
 #[test]
-fn no_fate_takes_more_of_the_device_in_any_family() {
+fn what_is_dropped_is_gone_between_the_passes_in_every_family() {
     for family in ["llama", "gpt2"] {
         let mut request = request("24GB");
         request.job.model = micro::model(family, SIZE).unwrap();
         let problems = Problems::of(&request).unwrap();
         for column in &problems.all[0].layers.columns {
-            assert!(column.takes.peak.gpu <= 0.0, "{family}: {column:?}");
+            if column.takes.forward.0[Stream::ToHost as usize] == 0.0 {
+                assert!(column.takes.peak.gpu < 0.0, "{family}: {column:?}");
+            }
         }
     }
 }
