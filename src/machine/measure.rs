@@ -131,29 +131,36 @@ impl Timed {
 }
 
 /// How fast this machine is beside its own calibration, while a session runs on it.
-pub(super) struct Pace(Option<(Probe, device::Probe, bool)>);
+pub(super) struct Pace {
+    /// The probe, its time at calibration, and whether compute runs on one thread fewer; none where the device carries no probe.
+    probe: Option<(Probe, device::Probe, bool)>,
+    last: Ratio,
+}
 
 impl Pace {
-    /// Beside `session`, on as many threads; always 1 where its device carries no probe.
+    /// Beside `session`, on as many threads.
     ///
     /// # Errors
     /// Where the threads are refused.
     pub(super) fn of(session: &Session) -> Result<Pace> {
         let (device, threads) = (&session.plan().job.target.device, threads(session.plan()));
-        let Some(reference) = device.probe else {
-            return Ok(Pace(None));
-        };
         let fewer = device.threads.is_some_and(|all| threads < all);
-        Ok(Pace(Some((Probe::new(threads)?, reference, fewer))))
+        let probe = device
+            .probe
+            .map(|reference| -> Result<_> { Ok((Probe::new(threads)?, reference, fewer)) });
+        Ok(Pace {
+            probe: probe.transpose()?,
+            last: Ratio::ONE,
+        })
     }
 
-    /// Time of the probe now over its time at calibration.
-    pub(super) fn now(&mut self) -> Ratio {
-        self.0
-            .as_mut()
-            .map_or(Ratio::ONE, |(probe, reference, fewer)| {
-                probe.mean(READINGS).ratio(reference, *fewer)
-            })
+    /// Time of the probe over its time at calibration since this was asked last: half way from then to now.
+    pub(super) fn since(&mut self) -> Ratio {
+        let Some((probe, reference, fewer)) = &mut self.probe else {
+            return Ratio::ONE;
+        };
+        let now = probe.mean(READINGS).ratio(reference, *fewer);
+        std::mem::replace(&mut self.last, now).middle(now)
     }
 }
 
@@ -187,18 +194,16 @@ fn threads(plan: &Plan) -> u32 {
 }
 
 fn timed(session: &mut Session, pace: &mut Pace, steps: u64) -> Result<Vec<Timed>> {
-    let mut before = pace.now();
+    pace.since();
     let mut all = Vec::new();
     for _ in 0..steps.max(1) {
         let seconds = session.step()?.seconds.0;
-        let after = pace.now();
         all.push(Timed {
             seconds,
-            ratio: before.middle(after),
+            ratio: pace.since(),
             products: products(session),
             timelines: session.timelines().to_vec(),
         });
-        before = after;
     }
     Ok(all)
 }
@@ -215,20 +220,18 @@ fn work(program: &Program, instr: &Instr) -> Work {
 fn products(session: &Session) -> f64 {
     let (mut products, mut all) = (0.0, 0.0);
     for (when, timeline) in session.timelines() {
-        let program = session.programs().iter().find(|p| p.when == *when);
-        for (program, mark) in program
-            .iter()
-            .flat_map(|p| timeline.marks.iter().map(move |m| (p, m)))
-        {
-            let seconds = match mark.stream {
-                Stream::Compute => mark.end - mark.start,
-                _ => 0.0,
-            };
+        let Some(program) = session.programs().iter().find(|p| p.when == *when) else {
+            continue;
+        };
+        for mark in &timeline.marks {
+            if mark.stream != Stream::Compute {
+                continue;
+            }
+            let seconds = mark.end - mark.start;
             all += seconds;
-            products += match work(program, &program.code[mark.at]).matmul {
-                0 => 0.0,
-                _ => seconds,
-            };
+            if work(program, &program.code[mark.at]).matmul > 0 {
+                products += seconds;
+            }
         }
     }
     if all > 0.0 { products / all } else { 0.0 }
@@ -287,11 +290,11 @@ fn per_op(
 ) {
     for mark in &timeline.marks {
         let seconds = mark.end - mark.start;
-        let slower = |ratio: Ratio| ratio.of(work(program, &program.code[mark.at]));
+        let instr = &program.code[mark.at];
         let times = match measured {
             Some(ratio) => Times {
                 raw: Seconds(seconds),
-                corrected: Seconds(seconds / slower(ratio)),
+                corrected: Seconds(seconds / ratio.of(work(program, instr))),
                 ..Times::default()
             },
             None => Times {
@@ -299,7 +302,6 @@ fn per_op(
                 ..Times::default()
             },
         };
-        let instr = &program.code[mark.at];
         ops.entry(op_name(program, instr)).or_default().add(times);
         let compute = mark.stream == Stream::Compute;
         if let Some(phase) = program.phase(instr).filter(|_| compute) {

@@ -11,9 +11,9 @@ use crate::spec::job::{Exactness, Precision};
 pub struct Family {
     /// Its name in tables.
     pub name: &'static str,
-    /// Its choices, as `--fix` takes them; or, where it has none, the technique that is chosen value by value.
+    /// Its choices, as `--fix` takes them.
     pub choices: &'static [&'static str],
-    /// A technique that the search may choose where it gains by it.
+    /// A technique that the search may choose value by value, where it gains by it.
     pub opens: Option<&'static str>,
     /// What is known of its quality, and where that was published.
     pub quality: &'static str,

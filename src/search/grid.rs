@@ -5,7 +5,6 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::layers::Counts;
 use super::policies::{HOMES, POLICIES};
 use super::problem::{Problem, Problems};
 use super::{Candidate, segments, solve};
@@ -166,14 +165,10 @@ fn others(
 ) -> Result<BTreeMap<String, f64>> {
     let mut others = BTreeMap::new();
     for policy in &POLICIES {
-        let counts = |problem| Some((problem, (policy.counts)(problems, problem, budget)?));
-        let mut all: Vec<(&Problem, Counts)> = problems.all.iter().filter_map(counts).collect();
-        all.retain(|(problem, counts)| problem.layers.excess(counts, budget) <= 0.0);
-        all.sort_by(|a, b| a.1.seconds.total_cmp(&b.1.seconds));
-        all.truncate(HOMES);
-        let lowered = all
+        let suited = policy.suited(problems, budget, f64::INFINITY);
+        let lowered = suited
             .iter()
-            .map(|(problem, counts)| problems.whole(request, problem, counts));
+            .map(|(index, counts)| problems.whole(request, &problems.all[*index], counts));
         let lowered = lowered.collect::<Result<Vec<Candidate>>>()?;
         if let Some(seconds) = fastest(&lowered, budget) {
             others.insert(policy.name.to_string(), seconds);

@@ -54,14 +54,6 @@ impl Fate {
         Fate::CompressOffload,
     ];
 
-    /// Those that need no disk.
-    pub const NEAR: [Fate; 4] = [
-        Fate::Recompute,
-        Fate::Offload,
-        Fate::Compress,
-        Fate::CompressOffload,
-    ];
-
     /// The choices that do it at `site`, with copies `pace` half layers ahead and behind.
     pub fn choices(self, site: &str, pace: u64) -> Vec<Choice> {
         let offload = |args: &[(&str, &str)]| {

@@ -1,5 +1,7 @@
 //! What others would do with the same layers: the policies that plans are held against.
 
+use rayon::prelude::*;
+
 use super::layers::{Column, Counts, Layers, Room};
 use super::menu::Fate;
 use super::problem::{Problem, Problems};
@@ -18,6 +20,30 @@ pub struct Policy {
 
 /// Homes of parameters and states that each policy is lowered whole with: those with which it is proposed to be fastest.
 pub(super) const HOMES: usize = 2;
+
+impl Policy {
+    /// Its counts with each of the [`HOMES`] that suit it best, by the index of the problem: those that fit and are no slower than `far`.
+    pub(super) fn suited(
+        &self,
+        problems: &Problems,
+        budget: &Budget,
+        far: f64,
+    ) -> Vec<(usize, Counts)> {
+        let counts = |(index, problem): (usize, &Problem)| {
+            if problem.layers.plain().seconds > far {
+                return None;
+            }
+            let counts = (self.counts)(problems, problem, budget)?;
+            let fits = problem.layers.excess(&counts, budget) <= 0.0 && counts.seconds <= far;
+            fits.then_some((index, counts))
+        };
+        let all = problems.all.par_iter().enumerate().filter_map(counts);
+        let mut all: Vec<(usize, Counts)> = all.collect();
+        all.sort_by(|a, b| a.1.seconds.total_cmp(&b.1.seconds));
+        all.truncate(HOMES);
+        all
+    }
+}
 
 /// All of them; each is tried with every home of parameters and states, all layers alike.
 pub const POLICIES: [Policy; 6] = [

@@ -69,14 +69,14 @@ impl Problems {
             others,
         };
         let (on_disk, homes): (Vec<Home>, Vec<Home>) = homes.into_iter().partition(Home::uses_disk);
-        let taken = problems.add(request, homes, (&device, None), &Fate::NEAR)?;
+        let taken = problems.add(request, homes, (&device, None), false)?;
         if !on_disk.is_empty() && !problems.held(request) {
-            problems.add(request, on_disk, (&device, taken), &Fate::ALL)?;
+            problems.add(request, on_disk, (&device, taken), true)?;
         }
         Ok(problems)
     }
 
-    /// Adds the problems of `homes`, and lets saved values have any of `fates`; returns what the home at the `device` takes, which is `known`
+    /// Adds the problems of `homes`, and lets saved values go to `disk` or not; returns what the home at the `device` takes, which is `known`
     /// where it was added before.
     ///
     /// # Errors
@@ -86,10 +86,10 @@ impl Problems {
         request: &Request,
         homes: Vec<Home>,
         (device, known): (&Home, Option<Measured>),
-        fates: &[Fate],
+        disk: bool,
     ) -> Result<Option<Measured>> {
         let (changes, all) = rayon::join(
-            || changes(request, device, &self.kernels, &self.saved, fates),
+            || changes(request, device, &self.kernels, &self.saved, disk),
             || -> Vec<Result<(Measured, Option<Measured>)>> {
                 let taken = homes.par_iter().map(|home| self.taken(request, home));
                 taken.collect()
@@ -312,16 +312,17 @@ fn is_open(request: &Request, fate: Fate) -> bool {
     choices.all(|c| may_choose(request, &c.technique) && !decides(request, &c))
 }
 
-/// What those of `fates` change that `request` leaves open for saved values.
+/// What the fates change that `request` leaves open for saved values, those on `disk` among them or not.
 fn changes(
     request: &Request,
     home: &Home,
     kernels: &[Choice],
     saved: &[Saved],
-    fates: &[Fate],
+    disk: bool,
 ) -> Result<Vec<Change>> {
-    let open = fates.iter().filter(|fate| is_open(request, **fate));
-    let open: Vec<Fate> = open.copied().collect();
+    let all = Fate::ALL.into_iter();
+    let all = all.filter(|&fate| disk || fate != Fate::Disk);
+    let open: Vec<Fate> = all.filter(|&fate| is_open(request, fate)).collect();
     let fates = sample::each_fate(saved, &open);
     if fates.is_empty() {
         return Ok(Vec::new());

@@ -3,8 +3,8 @@
 use rayon::prelude::*;
 
 use super::layers::{Counts, Room};
-use super::policies::{HOMES, POLICIES, Policy};
-use super::problem::{Problem, Problems};
+use super::policies::{POLICIES, Policy};
+use super::problem::Problems;
 use super::sample::spent;
 use super::solve::candidate;
 use super::{Candidate, price};
@@ -308,25 +308,10 @@ fn solved(
 
 /// What others would do, each with the homes that suit it best, where that is proposed to be no slower than `far`.
 fn others(problems: &Problems, budget: &Budget, far: f64) -> Vec<Proposed> {
-    let best = |policy: &Policy| {
-        let counts = |(index, problem): (usize, &Problem)| {
-            if problem.layers.plain().seconds > far {
-                return None;
-            }
-            let counts = (policy.counts)(problems, problem, budget)?;
-            let fits = problem.layers.excess(&counts, budget) <= 0.0 && counts.seconds <= far;
-            fits.then_some(Proposed {
-                problem: index,
-                counts,
-            })
-        };
-        let all = problems.all.par_iter().enumerate().filter_map(counts);
-        let mut all: Vec<Proposed> = all.collect();
-        all.sort_by(by_seconds);
-        all.truncate(HOMES);
-        all
-    };
-    POLICIES.par_iter().flat_map_iter(best).collect()
+    let proposed = |(problem, counts): (usize, Counts)| Proposed { problem, counts };
+    let suited = |policy: &Policy| policy.suited(problems, budget, far);
+    let all = POLICIES.par_iter().flat_map_iter(suited);
+    all.map(proposed).collect()
 }
 
 /// Bytes that were `counted` too little of each row that is passed by `over`, below zero where they were counted too much.

@@ -111,11 +111,11 @@ fn compress(step: &mut Step, sites: &Pattern, grid: Grid) -> Result<bool> {
         let (block, origin) = (node.block.clone(), node.origin.clone());
         step.nodes.push(node);
         for value in kept {
-            let mut spot = spot(step, value, "compress", &block, Phase::Forward);
             // Below the path of what is compressed, so that what is said of that is said of its bits.
             let name = &step.storage_of(value).name;
             let output = name.strip_prefix(&*origin).unwrap_or_default();
-            spot.origin = format!("{origin}/compress{output}").into();
+            let path = format!("{origin}/compress{output}");
+            let spot = spot(path, &block, Phase::Forward);
             let op = Arc::new(Compress { grid });
             let packed = step.emit(op, &[value], spot, Role::Activation)?[0];
             held.insert(value, packed);
@@ -151,16 +151,17 @@ fn restored(
         return Ok(made);
     }
     let at = step.type_of(value).clone();
-    let spot = spot(step, value, "decompress", block, Phase::Backward);
+    let path = format!("{}.decompress", step.storage_of(value).name);
+    let spot = spot(path, block, Phase::Backward);
     let op = Arc::new(Decompress { grid, at });
     let made = step.emit(op, &[packed], spot, Role::Activation)?[0];
     back.insert(value, made);
     Ok(made)
 }
 
-fn spot(step: &Step, value: TensorId, leaf: &str, block: &Name, phase: Phase) -> Spot {
+fn spot(path: String, block: &Name, phase: Phase) -> Spot {
     Spot {
-        origin: format!("{}.{leaf}", step.storage_of(value).name).into(),
+        origin: path.into(),
         phase,
         block: block.clone(),
         stream: Stream::Compute,

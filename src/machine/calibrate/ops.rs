@@ -269,13 +269,11 @@ pub(super) fn launches(
     let mut session = measure::open(plan, folder, Settings::default())?;
     session.step()?;
     let mut pace = Pace::of(&session)?;
-    let mut before = pace.now();
+    pace.since();
     let mut walks = Vec::new();
     for _ in 1..run.steps {
         session.step()?;
-        let after = pace.now();
-        let ratio = before.middle(after);
-        before = after;
+        let ratio = pace.since();
         let walk = |(when, timeline): &(When, Timeline)| Walk {
             when: *when,
             ratio,
