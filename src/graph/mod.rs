@@ -5,6 +5,7 @@ pub mod build;
 pub mod edit;
 pub mod op;
 pub mod order;
+pub mod pace;
 pub mod random;
 pub mod reach;
 pub mod tangent;
@@ -16,7 +17,7 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::spec::job::Place;
 use op::{Op, Output};
-use reach::Paces;
+use pace::Paces;
 use tensor::{First, Name, Role, Storage, StorageId, Tensor, TensorId, Type};
 
 /// Which part of the step a node belongs to.

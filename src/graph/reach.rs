@@ -1,56 +1,14 @@
 //! Bringing values to where they are used: a node whose stream cannot touch an input's place gets a copy that it can.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use super::op::transfer::{MOVE, Move, SETTLE, Settle};
-use super::tensor::{Name, Role, Storage, StorageId, TensorId};
+use super::pace::{Pace, Paces};
+use super::tensor::{Name, StorageId, TensorId};
 use super::{Node, Spot, Step, Stream};
 use crate::error::Result;
 use crate::spec::job::Place;
-
-/// How copies run, by what is copied.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Paces {
-    /// Storages that have a pace of their own: those that were sent away by name, and where they are.
-    pub own: HashMap<Name, Pace>,
-    /// Other activations.
-    pub activations: Pace,
-    /// Everything else.
-    pub others: Pace,
-    /// Layers that some paces do not count, by [`Pace::clock`] less one.
-    pub skipped: Vec<BTreeSet<Name>>,
-}
-
-impl Paces {
-    /// How copies of `storage` run.
-    pub fn of(&self, storage: &Storage) -> Pace {
-        let own = self.own.get(&storage.name).copied();
-        own.unwrap_or(match storage.role {
-            Role::Activation => self.activations,
-            _ => self.others,
-        })
-    }
-
-    /// For each clock the half of a layer that every node of `step` lies in; nodes of layers that are not counted lie in the one before.
-    fn clocks(&self, step: &Step) -> Vec<Vec<usize>> {
-        let none = BTreeSet::new();
-        let all = [&none].into_iter().chain(&self.skipped);
-        all.map(|skipped| units(step, skipped)).collect()
-    }
-}
-
-/// How far copies run ahead of and behind the kernels, in halves of layers: of those that have some, so that a copy for one of them has
-/// the time from one to the next.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Pace {
-    /// Before a use, at which what it needs is fetched.
-    pub lead: usize,
-    /// After a copy out, for which its source stays before the compute stream waits.
-    pub lag: usize,
-    /// Which layers are counted: all for 0.
-    pub clock: usize,
-}
 
 /// Inserts the fetches and write-backs that `step` needs: inputs that lie elsewhere are fetched some units ahead,
 /// once per unit; what is overwritten is written back at once where it is kept or read again.
@@ -241,29 +199,6 @@ fn home(stream: Stream) -> Place {
     } else {
         Place::Gpu
     }
-}
-
-/// A run of nodes of one part of a block, such as `layers.3/mlp`, in one half of the step, for each node: what `lead` and `lag` count in.
-/// Blocks that are `skipped` belong to the run before.
-fn units(step: &Step, skipped: &BTreeSet<Name>) -> Vec<usize> {
-    fn part(node: &Node) -> Option<&str> {
-        let below = node.origin.strip_prefix(&*node.block);
-        let below = below.and_then(|rest| rest.strip_prefix('/'));
-        let first = below.and_then(|rest| rest.split('/').next());
-        first.filter(|_| node.block.starts_with("layers."))
-    }
-    let mut units = Vec::with_capacity(step.nodes.len());
-    let mut last: Option<(&Name, bool, Option<&str>)> = None;
-    let mut unit = 0;
-    for node in &step.nodes {
-        if !skipped.contains(&node.block) {
-            let here = Some((&node.block, node.phase.is_later(), part(node)));
-            unit += usize::from(last.is_some() && last != here);
-            last = here;
-        }
-        units.push(unit);
-    }
-    units
 }
 
 struct Bringer<'a> {

@@ -2,7 +2,6 @@
 
 use super::menu::{Fate, Saved};
 use crate::error::Result;
-use crate::graph::op::transfer::SETTLE;
 use crate::graph::{Phase, Stream, When};
 use crate::machine::estimate::{per_step, stepping, walks};
 use crate::machine::sim::demand::{Demand, demand};
@@ -116,13 +115,15 @@ pub struct Change {
 }
 
 /// The fates that `all` saved values can have, each at a layer of its own of one model: layer 1 is for the first of them; the first
-/// layer and the last two keep everything.
+/// layer and the last two keep everything. What leaves comes first, so that it has left when the forward pass ends.
 pub fn each_fate(all: &[Saved], open: &[Fate]) -> Vec<(usize, Fate)> {
     let fates = |saved: usize| {
         let suits = move |fate: &&Fate| fate.suits(&all[saved]);
         open.iter().filter(suits).map(move |&fate| (saved, fate))
     };
-    (0..all.len()).flat_map(fates).collect()
+    let mut fates: Vec<(usize, Fate)> = (0..all.len()).flat_map(fates).collect();
+    fates.sort_by_key(|(_, fate)| !fate.leaves());
+    fates
 }
 
 /// Layers of the model in which each of `fates` has one.
@@ -172,22 +173,17 @@ fn layer_of(path: &str) -> Option<usize> {
     rest.split(['/', '.']).next()?.parse().ok()
 }
 
-/// Passing bytes alive when the forward pass of the last layer ends, by the layer in whose path they lie.
+/// Passing bytes alive at the turn from the forward to the backward pass, by the layer in whose path they lie.
 fn at_turn(program: &Program, layers: usize) -> Vec<PerPlace<f64>> {
-    let forward = |instr: &Instr| match instr {
+    let later = |instr: &Instr| match instr {
         Instr::Launch { node, .. } => {
             let node = &program.step.nodes[*node as usize];
-            let forward = node.phase == Phase::Forward && layer_of(&node.block).is_some();
-            // Waiting for a copy is no work of the layer: it may stand anywhere behind it.
-            forward && node.op.name() != SETTLE
+            node.stream == Stream::Compute && node.phase.is_later()
         }
         _ => false,
     };
-    let end = program
-        .code
-        .iter()
-        .rposition(forward)
-        .map_or(0, |at| at + 1);
+    let turn = program.code.iter().position(later);
+    let end = turn.unwrap_or(program.code.len());
     let mut alive = vec![PerPlace::default(); layers];
     for instr in &program.code[..end] {
         let (id, sign) = match instr {

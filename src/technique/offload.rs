@@ -6,7 +6,8 @@ use std::sync::Arc;
 use super::{Args, Argument, Card, Pattern, Site, Technique};
 use crate::error::{Error, Result};
 use crate::graph::op::transfer::{MOVE, Move};
-use crate::graph::reach::{Pace, copy_stream};
+use crate::graph::pace::Pace;
+use crate::graph::reach::copy_stream;
 use crate::graph::tensor::{Name, Role, Storage, StorageId, TensorId};
 use crate::graph::{Node, Phase, Spot, Step, StepSet, Stream};
 use crate::spec::job::{Exactness, Place};
@@ -90,7 +91,7 @@ impl Technique for Offload {
         let pace = Pace {
             lag: args.number(&card, "lag", (0, 1 << 20))?,
             lead: args.number(&card, "lead", (0, 1 << 20))?,
-            clock: clock(set, sites),
+            clock: set.clock(|node| sites.matches_node(node)),
         };
         let common = match what {
             "activations" => &mut set.paces.activations,
@@ -124,24 +125,6 @@ impl Technique for Offload {
             }
         }
     }
-}
-
-/// The clock of the layers in which something matches `sites`.
-fn clock(set: &mut StepSet, sites: &Pattern) -> usize {
-    let mut layers: BTreeMap<Name, bool> = BTreeMap::new();
-    for node in set.steps.iter().flat_map(|(_, step)| &step.nodes) {
-        if node.block.starts_with("layers.") {
-            let met = layers.entry(node.block.clone()).or_default();
-            *met = *met || sites.matches_node(node);
-        }
-    }
-    let skipped = layers.into_iter().filter(|(_, met)| !met);
-    let skipped: BTreeSet<Name> = skipped.map(|(layer, _)| layer).collect();
-    if skipped.is_empty() {
-        return 0;
-    }
-    set.paces.skipped.push(skipped);
-    set.paces.skipped.len()
 }
 
 /// Storages whose copies have one pace.
