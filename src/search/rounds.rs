@@ -215,20 +215,20 @@ impl<'a> Rounds<'a> {
         self.tried.iter().any(|tried| tried.problem == problem)
     }
 
-    /// Lets problems that were not tried yet expect to lose as much over their copies as the one that lost least.
+    /// Lets problems that were not tried yet expect to lose as much over their copies as the one of their pace that lost least.
     fn warn(&mut self) {
-        let lost = |half: usize| {
-            let tried = self
-                .tried
-                .iter()
-                .map(|tried| self.rooms[tried.problem].loss[half]);
-            tried.filter(|loss| *loss > 0.0).reduce(f64::min)
+        let pace = |problem: usize| self.problems.all[problem].home.pace;
+        let lost = |of: u64, half: usize| {
+            let tried = self.tried.iter().map(|tried| tried.problem);
+            let losses = tried.filter(|&p| pace(p) == of);
+            let losses = losses.map(|p| self.rooms[p].loss[half]);
+            let least = losses.filter(|loss| *loss > 0.0).reduce(f64::min);
+            least.unwrap_or(0.0)
         };
-        let loss = [0, 1].map(|half| lost(half).unwrap_or(0.0));
-        for problem in 0..self.rooms.len() {
-            if !self.is_tried(problem) {
-                self.rooms[problem].loss = loss;
-            }
+        let open = (0..self.rooms.len()).filter(|&problem| !self.is_tried(problem));
+        let losses = open.map(|problem| (problem, [0, 1].map(|half| lost(pace(problem), half))));
+        for (problem, loss) in losses.collect::<Vec<_>>() {
+            self.rooms[problem].loss = loss;
         }
         for open in &mut self.open {
             let layers = &self.problems.all[open.problem].layers;
