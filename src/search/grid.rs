@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::policies::{HOMES, POLICIES};
 use super::problem::{Problem, Problems};
 use super::{Candidate, segments, solve};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::machine::rows::{self, Named};
 use crate::plan::Request;
 use crate::spec::job::{Budget, Exactness, Host, Job, Optimizer, Precision, Target};
@@ -70,41 +70,54 @@ impl Row {
     }
 }
 
-/// Fills the grid in the file of `path`, resuming; `only` cells whose names begin so.
+/// Fills the grid in the file of `path`, resuming; `only` the jobs of cells whose names begin so.
 ///
 /// # Errors
-/// Where a model cannot be planned or the file not be written.
+/// Where no name begins so, a model cannot be planned or the file not be written.
 pub fn bench(
     path: &Path,
     only: Option<&str>,
     progress: &mut dyn FnMut(&str, f64),
 ) -> Result<Vec<Row>> {
     let mut found: Vec<Row> = rows::latest(path)?;
-    let all = MODELS.len() * LENGTHS.len() * LINKS.len();
-    let mut done = 0;
-    for model in MODELS {
-        for seq in LENGTHS {
-            for link in LINKS {
-                let begin = format!("{model}/{seq}/{link}");
-                done += 1;
-                if only.is_some_and(|only| !begin.starts_with(only)) {
-                    continue;
-                }
-                progress(&begin, done as f64 / all as f64);
-                let names = SHARES.map(|share| format!("{begin}/{share}"));
-                if names
-                    .iter()
-                    .all(|name| found.iter().any(|r| r.name == *name))
-                {
-                    continue;
-                }
-                for row in sweep(&begin, &request(model, seq, link)?)? {
-                    rows::keep(path, &mut found, row)?;
-                }
-            }
+    let jobs = jobs(only)?;
+    for (done, (begin, model, seq, link)) in jobs.iter().enumerate() {
+        progress(begin, (done + 1) as f64 / jobs.len() as f64);
+        let known = |name: &String| found.iter().any(|row| row.name == *name);
+        if names(begin).iter().all(known) {
+            continue;
+        }
+        for row in sweep(begin, &request(model, *seq, *link)?)? {
+            rows::keep(path, &mut found, row)?;
         }
     }
     Ok(found)
+}
+
+/// Jobs with a cell whose name begins with `only`: how their names begin, model, length and link.
+fn jobs(only: Option<&str>) -> Result<Vec<(String, &'static str, u64, u64)>> {
+    let links = |model, seq| LINKS.map(|link| (format!("{model}/{seq}/{link}"), model, seq, link));
+    let lengths = |model| LENGTHS.into_iter().flat_map(move |seq| links(model, seq));
+    let mut jobs: Vec<_> = MODELS.into_iter().flat_map(lengths).collect();
+    let all: Vec<String> = jobs.iter().flat_map(|job| names(&job.0)).collect();
+    if let Some(only) = only {
+        jobs.retain(|job| names(&job.0).iter().any(|name| name.starts_with(only)));
+        if jobs.is_empty() {
+            let next = "give MODEL/LENGTH/LINK/SHARE, or how it begins";
+            return Err(Error::unknown(
+                "case",
+                only,
+                all.iter().map(String::as_str),
+                next,
+            ));
+        }
+    }
+    Ok(jobs)
+}
+
+/// The cells of a job.
+fn names(begin: &str) -> [String; SHARES.len()] {
+    SHARES.map(|share| format!("{begin}/{share}"))
 }
 
 fn request(model: &str, seq: u64, link: u64) -> Result<Request> {

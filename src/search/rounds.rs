@@ -24,7 +24,7 @@ const WHOLE: (usize, u64) = (16, 480);
 /// What others would do is lowered too where it is proposed to be slower by no more than this than the best that was found, as long as it is
 /// one of so many.
 const DOUBT: f64 = 1.15;
-const DOUBTED: usize = 4;
+const DOUBTED: usize = 6;
 
 /// Plans proposed to be slower than the fastest by this are not solved for: proposals are not so far off.
 const FAR: f64 = 1.25;

@@ -286,8 +286,8 @@ const BILLION: [&str; 6] = [
     "recompute",
     "chunked_loss:rows=32",
     "fused_update",
-    "offload:what=parameters",
-    "offload:what=optimizer,to=disk,update=host",
+    "offload:what=parameters,lead=1,lag=1",
+    "offload:what=optimizer,to=disk,update=host,lead=1,lag=1",
 ];
 
 impl Case {
