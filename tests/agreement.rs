@@ -71,6 +71,18 @@ fn every_row_of_the_committed_result_is_about_programs_as_they_are_lowered_now()
 }
 
 /// Programs with copies, and room for one step of them.
+/// The largest took what was predicted within 2 GiB of the device and 8 GiB of the host, the rest on disk.
+#[test]
+fn a_model_of_a_billion_parameters_trained_within_two_gibibytes() {
+    let rows = agreement::read(std::path::Path::new("docs/agreement.jsonl")).unwrap();
+    let row = rows.iter().find(|r| r.name == "big-llama-3.2-1b-bf16");
+    let row = row.unwrap();
+    assert_eq!(row.measured, row.predicted);
+    let [gpu, pinned, host] = [Place::Gpu, Place::Pinned, Place::Host].map(|p| row.measured[p].0);
+    assert!(gpu <= 2 << 30 && pinned + host <= 8 << 30, "{row:?}");
+    assert!(row.losses.len() >= 2);
+}
+
 fn programs() -> Vec<Program> {
     lower(&plan(
         job(MICRO, 8, 32, Precision::F32, 1),

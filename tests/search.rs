@@ -1,12 +1,15 @@
 //! The search: what it chooses among, what it proves, and what it says where nothing fits.
 
 use std::path::Path;
+use std::time::Instant;
 
 use memfit::machine::micro::{self, Size};
 use memfit::machine::{estimate, rows};
 use memfit::plan::{Choice, Plan, Request};
+use memfit::search::front::Front;
 use memfit::search::grid::Row;
-use memfit::search::{Answer, Outcome, search};
+use memfit::search::problem::Problems;
+use memfit::search::{Answer, Outcome, search, solve};
 use memfit::show;
 use memfit::spec::catalog;
 use memfit::spec::device;
@@ -139,6 +142,32 @@ fn no_choice_of_values_that_fits_is_faster_than_the_answer() {
         let ours = step(&within(&request, memory)).unwrap();
         assert!(ours <= best * 1.05, "within {memory}: {ours} beside {best}");
     }
+}
+
+/// Coefficients are read once and bounds pass from memory to memory: twenty of them take no more than half a solve beside.
+#[test]
+fn a_sweep_of_twenty_memories_takes_half_as_long_again_as_a_solve() {
+    let request = request(catalog::find("llama-2-7b").unwrap(), 4096, "24GB");
+    let budget = request.job.target.budget();
+    let least = |work: &dyn Fn() -> usize| {
+        let timed = |_| {
+            let begin = Instant::now();
+            assert!(work() > 0);
+            begin.elapsed().as_secs_f64()
+        };
+        (0..3).map(timed).fold(f64::INFINITY, f64::min)
+    };
+    let solve = least(&|| {
+        solve::solve(&request, &budget, None)
+            .unwrap()
+            .candidates
+            .len()
+    });
+    let sweep = least(&|| {
+        let front = Front::from(Problems::of(&request).unwrap());
+        front.points(&budget, 20).len()
+    });
+    assert!(sweep <= 1.5 * solve, "{sweep} s beside {solve} s");
 }
 
 #[test]

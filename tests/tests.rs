@@ -12,6 +12,7 @@ mod caching_allocator;
 mod caching_allocator_laws;
 mod checker;
 mod checker_order;
+mod checkmate;
 mod claims;
 mod cli;
 mod compare;

@@ -9,8 +9,8 @@ use crate::plan::Choice;
 use crate::spec::job::{Budget, Exactness};
 use crate::spec::units::{Bytes, Seconds};
 
-/// Memories on the front.
-const POINTS: u32 = 8;
+/// Memories on the front that is shown.
+pub const POINTS: u32 = 8;
 
 /// Part of a step to which points are solved: they are proposed, not lowered.
 const GAP: f64 = 5e-3;
@@ -64,10 +64,10 @@ impl Front {
         self.0.extend(more.0);
     }
 
-    /// Its points within `budget` elsewhere: those beaten by none of their class or a better one.
-    pub fn points(&self, budget: &Budget) -> Vec<Point> {
-        let parts = self.0.par_iter();
-        let mut all: Vec<Point> = parts.flat_map_iter(|part| part.points(budget)).collect();
+    /// Its points within `count` device memories, each with `budget` elsewhere: those beaten by none of their class or a better one.
+    pub fn points(&self, budget: &Budget, count: u32) -> Vec<Point> {
+        let points = |part: &Part| part.points(budget, count);
+        let mut all: Vec<Point> = self.0.par_iter().flat_map_iter(points).collect();
         all.sort_by_key(|p| (p.class, p.device, p.step.0.to_bits()));
         let mut front: Vec<Point> = Vec::new();
         for point in all {
@@ -91,8 +91,8 @@ pub(super) fn put(name: &mut String, what: &str) {
 }
 
 impl Part {
-    fn points(&self, budget: &Budget) -> Vec<Point> {
-        let mut front = of(&self.problems, budget);
+    fn points(&self, budget: &Budget, count: u32) -> Vec<Point> {
+        let mut front = of(&self.problems, budget, count.max(2));
         // What does without a technique that the method opens is found without the method.
         let opens = self.family.is_some_and(|family| family.opens.is_some());
         front.retain(|point| !opens || point.class == Exactness::Lossy);
@@ -108,8 +108,8 @@ impl Part {
     }
 }
 
-/// The front of `problems`, within `budget` elsewhere: from the least that any plan needs to the least of the fastest.
-fn of(problems: &Problems, budget: &Budget) -> Vec<Point> {
+/// The front of `problems` within `count` memories, with `budget` elsewhere: from the least that any plan needs to the least of the fastest.
+fn of(problems: &Problems, budget: &Budget, count: u32) -> Vec<Point> {
     let least = |problem: &Problem| {
         let kind = problem.layers.kinds[0];
         problem.layers.floor + kind.floor * problem.layers.count as f64
@@ -123,7 +123,7 @@ fn of(problems: &Problems, budget: &Budget) -> Vec<Point> {
     let low = away.map(least).fold(f64::INFINITY, f64::min);
     let high = problems.all.iter().map(most).fold(0.0, f64::max);
     let ratio = (high / low).max(1.0);
-    let memory = |at: u32| low * ratio.powf(f64::from(at) / f64::from(POINTS - 1)) * 1.001;
+    let memory = |at: u32| low * ratio.powf(f64::from(at) / f64::from(count - 1)) * 1.001;
     // Each half from its largest on: no problem is faster within less than it is within more.
     let half = |half: std::ops::Range<u32>| {
         let mut least = vec![0.0; problems.all.len()];
@@ -132,7 +132,7 @@ fn of(problems: &Problems, budget: &Budget) -> Vec<Point> {
             .map_while(|device| point(problems, &mut least, &budget.with_device(device), device));
         solved.collect::<Vec<Point>>()
     };
-    let (less, more) = rayon::join(|| half(0..POINTS / 2), || half(POINTS / 2..POINTS));
+    let (less, more) = rayon::join(|| half(0..count / 2), || half(count / 2..count));
     let mut front: Vec<Point> = Vec::new();
     for point in more.into_iter().chain(less) {
         // What is as fast within less stands for what takes more.

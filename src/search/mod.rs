@@ -27,7 +27,7 @@ pub mod torch_menu;
 use std::time::Instant;
 
 use families::Family;
-use front::Front;
+use front::{Front, POINTS};
 pub use misfit::Misfit;
 
 use crate::error::Result;
@@ -240,7 +240,7 @@ impl Answer {
     /// The same with the points of its front.
     pub fn with(mut self, front: &Front) -> Answer {
         let begin = Instant::now();
-        self.front = front.points(&self.budget);
+        self.front = front.points(&self.budget, POINTS);
         self.seconds = self.seconds + Seconds(begin.elapsed().as_secs_f64());
         self
     }
@@ -257,7 +257,7 @@ pub fn of_plan(request: &Request, plan: &Plan, name: &str, estimate: Estimate) -
     let own = Candidate::whole(name, plan.clone(), estimate);
     let (priced, problems) = rayon::join(
         || price::all(request),
-        || problem::Problems::of(&exact(request)).map(|p| Front::from(p).points(&budget)),
+        || problem::Problems::of(&exact(request)).map(|p| Front::from(p).points(&budget, POINTS)),
     );
     let mut considered = priced?;
     considered.push(own.clone());

@@ -150,7 +150,7 @@ fn lossy(answer: &Answer) -> String {
         "fits",
         "what is known of its quality",
     ];
-    let mut table = Table::new(&[Left, Right, Right, Left, Wrapped]).heads(&heads);
+    let mut table = Table::new(&[Wrapped, Right, Right, Left, Wrapped]).heads(&heads);
     for plan in plans {
         table.row(vec![
             plan.name.clone(),

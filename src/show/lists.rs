@@ -16,7 +16,9 @@ pub fn models(models: &[ModelFacts]) -> String {
         "longest",
         "also",
     ];
-    let mut table = Table::new(&[Left, Right, Right, Right, Right, Right, Wrapped]).heads(&heads);
+    let columns = [Left, Right, Right, Right, Right, Right, Wrapped];
+    // What a narrow terminal does without: vocabulary, length, width, depth.
+    let mut table = Table::new(&columns).gives_way(&[4, 5, 3, 2]).heads(&heads);
     for model in models {
         table.row(vec![
             model.name.to_string(),
@@ -48,7 +50,9 @@ pub fn devices(devices: &[DeviceFacts]) -> String {
         "bf16 TFLOP/s",
         "link",
     ];
-    let mut table = Table::new(&[Left, Wrapped, Right, Right, Right, Right]).heads(&heads);
+    let columns = [Left, Wrapped, Right, Right, Right, Right];
+    // What a narrow terminal does without: the name, which the first column tells, the link, the memory's rate.
+    let mut table = Table::new(&columns).gives_way(&[1, 5, 3]).heads(&heads);
     for DeviceFacts { device, .. } in devices {
         table.row(vec![
             device.id.clone(),

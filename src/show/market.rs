@@ -3,8 +3,8 @@
 use serde_json::{Value, json};
 
 use super::table::Column::{Left, Right, Shortened};
-use super::table::{Table, labelled};
-use super::{choice, money};
+use super::table::{Table, labelled, shortened};
+use super::{choice, money, page};
 use crate::machine::executor;
 use crate::search::goal::Goal;
 use crate::search::market::{Offer, Verdict};
@@ -130,11 +130,8 @@ pub fn plan_name(plan: &Candidate) -> String {
 /// One row on its own, as it is ready.
 pub fn line(offer: &Offer) -> String {
     let speed = offer.speed().map_or("-".to_string(), |s| format!("{s:.0}"));
-    format!(
-        "{:<28} {speed:>9} tokens/s  {}",
-        offer.device.id,
-        said(offer)
-    )
+    let (device, plan) = (&offer.device.id, said(offer));
+    shortened(&format!("{device:<28} {speed:>9} tokens/s  {plan}"), page())
 }
 
 /// What the table does not say in its cells.

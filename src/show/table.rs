@@ -14,9 +14,9 @@ pub enum Column {
     Left,
     /// Numbers.
     Right,
-    /// Text that is wrapped where the table would be too wide; at most one that gives way.
+    /// Text that is wrapped where the table would be too wide.
     Wrapped,
-    /// Text that is cut short where the table would be too wide; at most one that gives way.
+    /// Text that is cut short where the table would be too wide.
     Shortened,
 }
 
@@ -123,17 +123,22 @@ impl Table {
         text
     }
 
-    /// The widest cell of each column; a wrapped column gets what the others leave.
+    /// The widest cell of each column; those that yield share what the others leave.
     fn widths(&self) -> Vec<usize> {
         let cell = |row: &Vec<String>, at: usize| row.get(at).map_or(0, |c| length(c));
         let widest = |at: usize| self.rows.iter().map(|r| cell(r, at)).max().unwrap_or(0);
         let mut widths: Vec<usize> = (0..self.columns.len()).map(widest).collect();
+        let yields = |at: &usize| matches!(self.columns[*at], Column::Wrapped | Column::Shortened);
+        let (mut yielding, fixed): (Vec<usize>, Vec<usize>) = (0..widths.len()).partition(yields);
+        let taken: usize = fixed.iter().map(|&at| widths[at]).sum();
         let gaps = GAP * self.columns.len().saturating_sub(1) + self.indent;
-        let over = (widths.iter().sum::<usize>() + gaps).saturating_sub(self.width);
-        let yields = |c: &Column| matches!(c, Column::Wrapped | Column::Shortened);
-        if let Some(at) = self.columns.iter().position(yields) {
-            let kept = widths[at].saturating_sub(over);
-            widths[at] = kept.max(NARROWEST.min(widths[at]));
+        let mut left = self.width.saturating_sub(taken + gaps);
+        // The narrowest first: what it does not need is the others'.
+        yielding.sort_by_key(|&at| widths[at]);
+        for (done, &at) in yielding.iter().enumerate() {
+            let share = left / (yielding.len() - done);
+            widths[at] = widths[at].min(share.max(NARROWEST));
+            left = left.saturating_sub(widths[at]);
         }
         widths
     }
@@ -183,7 +188,7 @@ fn pad(text: &str, width: usize, column: Column) -> String {
 }
 
 /// A text of at most `width` columns, with an ellipsis where it was longer.
-fn shortened(text: &str, width: usize) -> String {
+pub fn shortened(text: &str, width: usize) -> String {
     match length(text) > width {
         true => text
             .chars()
@@ -194,7 +199,7 @@ fn shortened(text: &str, width: usize) -> String {
     }
 }
 
-/// A text in lines of at most `width` columns, broken at spaces; a longer word stays whole.
+/// A text in lines of at most `width` columns, broken at spaces; a longer word behind a mark in it, or it stays whole.
 pub fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     for word in text.split(' ') {
@@ -205,6 +210,21 @@ pub fn wrap(text: &str, width: usize) -> Vec<String> {
                 line.push_str(word);
             }
             _ => lines.push(word.to_string()),
+        }
+        if let Some(long) = lines.pop_if(|line| length(line) > width) {
+            lines.extend(broken(&long, width));
+        }
+    }
+    lines
+}
+
+/// A long word in lines, broken behind marks.
+fn broken(word: &str, width: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for piece in word.split_inclusive(['+', '|', '/', ',', ';']) {
+        match lines.last_mut() {
+            Some(line) if length(line) + length(piece) <= width => line.push_str(piece),
+            _ => lines.push(piece.to_string()),
         }
     }
     lines
@@ -277,6 +297,26 @@ mod tests {
         assert!(table(200).contains("first") && !table(200).contains('…'));
         assert!(!table(50).contains("first") && table(50).contains("second"));
         assert!(!table(40).contains("second") && table(40).contains('…'));
+    }
+
+    #[test]
+    fn a_long_word_is_broken_behind_its_marks() {
+        let text = "in layers.0-13|15-17/attention/o+layers.0-13|15-17/attention/residual here";
+        let lines = wrap(text, 24);
+        assert!(lines.iter().all(|l| length(l) <= 24), "{lines:?}");
+        let joined = lines.join("").replace(' ', "");
+        assert_eq!(joined, text.replace(' ', ""));
+    }
+
+    #[test]
+    fn columns_that_yield_share_the_page() {
+        let columns = [Column::Wrapped, Column::Right, Column::Wrapped];
+        let mut table = Table::new(&columns).within(70);
+        let row = ["word ".repeat(9), "12".into(), "word ".repeat(30)];
+        table.row(row.map(String::from).to_vec());
+        let text = table.render();
+        assert!(text.lines().all(|l| length(l) <= 70), "{text}");
+        assert!(text.lines().count() < 8, "{text}");
     }
 
     #[test]

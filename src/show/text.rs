@@ -107,9 +107,9 @@ pub(super) fn blame(over: &memory::Row, estimate: &Estimate) -> String {
 /// A plan with what it takes: choices, memory, time.
 pub fn body(plan: &Plan, estimate: &Estimate, budget: &Budget) -> String {
     format!(
-        "choices\n{}  {}\n\npeak memory\n{}\n{}{}",
+        "choices\n{}{}\npeak memory\n{}\n{}{}",
         choice::table(plan),
-        choice::class_sentence(plan),
+        labelled("", choice::class_sentence(plan), 2),
         memory::section(estimate, budget),
         memory::time(estimate),
         memory::programs(estimate),

@@ -69,3 +69,16 @@ fn restore() {
         let _ = execute!(stdout(), LeaveAlternateScreen, Show);
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)] // in a test a panic is the report
+mod tests {
+    use super::Screen;
+
+    #[test]
+    #[ignore = "takes the terminal: .ci/tui looks whether it comes back"]
+    fn panics_on_the_screen() {
+        let _screen = Screen::open().unwrap();
+        panic!("on the screen");
+    }
+}

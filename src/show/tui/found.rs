@@ -11,7 +11,7 @@ use crate::machine::lowered::Lowered;
 use crate::plan::file::PlanFile;
 use crate::plan::{Choice, Plan, Request};
 use crate::program::{Program, height};
-use crate::search::front::{Front, Point};
+use crate::search::front::{Front, POINTS, Point};
 use crate::search::{self, Answer, Candidate, Misfit, Outcome};
 use crate::show::course::Course;
 use crate::show::memory::{self, holders, passed, row_name};
@@ -109,7 +109,7 @@ impl Open {
             name: point.name,
             options: None,
         };
-        let points = self.front.points(&self.budget).into_iter();
+        let points = self.front.points(&self.budget, POINTS).into_iter();
         points.map(spot).collect()
     }
 }
