@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::choice::class_name;
 use super::memory::places_json;
-use super::table::{Column, Table};
+use super::table::{Column, Table, labelled};
 use crate::plan::Request;
 use crate::search::{Answer, Candidate, Outcome, baselines};
 use crate::spec::job::Budget;
@@ -105,12 +105,14 @@ pub fn table(answer: &Answer, request: &Request) -> String {
         table.row(row(mark, candidate, &answer.budget));
     }
     let note = match rows.iter().all(|c| c.exact) {
-        true => "",
-        false => {
-            "> was lowered and checked whole; the others' numbers are continued from fewer layers\n"
-        }
+        true => String::new(),
+        false => labelled(
+            "",
+            "> was lowered and checked whole; the others' numbers are continued from fewer layers",
+            0,
+        ),
     };
-    table.render() + note + &lossy(answer)
+    table.render() + &note + &lossy(answer)
 }
 
 /// Of each lossy method the fastest plan that fits, or else the smallest, with what is known of its quality.

@@ -47,7 +47,7 @@ pub fn text(page: &Page, width: usize) -> String {
     let columns = [Left, Left, Right, Right, Right, Right, Shortened];
     let mut table = Table::new(&columns)
         .within(width)
-        .gives_way(&[6, 2])
+        .gives_way(&[6, 2, 3, 4])
         .heads(&heads);
     for capacity in page.capacities {
         table.row(cells(capacity));

@@ -31,7 +31,7 @@ pub fn models(models: &[ModelFacts]) -> String {
         ]);
     }
     let note = "--model also takes a config.json, a folder that holds one, or a .gguf file.";
-    format!("{}\n{note}\n", table.render())
+    format!("{}\n{}", table.render(), labelled("", note, 0))
 }
 
 /// The shortest other name: the one to type.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
+use super::page;
 use super::table::{Column, Table, bar, labelled};
 use crate::graph::tensor::Role;
 use crate::graph::{Phase, Stream, When};
@@ -11,8 +12,9 @@ use crate::machine::estimate::Estimate;
 use crate::spec::job::{Budget, PerPlace, Place};
 use crate::spec::units::{Bytes, Seconds};
 
-/// Columns of a bar.
+/// Columns of a bar, and on a page narrower than so many.
 const BAR: usize = 24;
+const NARROW: (usize, usize) = (12, 80);
 /// Columns of the labels in front of the lines about time.
 const LABEL: usize = 8;
 
@@ -148,16 +150,17 @@ fn rows(table: &mut Table, row: &Row, estimate: &Estimate) {
         0 => String::new(),
         _ => format!(" {:.0}%", 100.0 * share(used, most)),
     };
+    let wide = if page() < NARROW.1 { NARROW.0 } else { BAR };
     table.row(vec![
         row_name(places).into(),
         used.to_string(),
-        format!("{}{percent}", bar(share(used, most), BAR)),
+        format!("{}{percent}", bar(share(used, most), wide)),
         format!("of {most}"),
     ]);
     for (role, bytes) in held(estimate, places) {
         let part = share(bytes, used);
         let name = format!("  {}", role_name(role));
-        table.row(vec![name, bytes.to_string(), bar(part, BAR)]);
+        table.row(vec![name, bytes.to_string(), bar(part, wide)]);
     }
 }
 

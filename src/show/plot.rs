@@ -1,10 +1,12 @@
 //! The memory of a program from its first instruction to its last, as a picture of characters.
 
 use super::curve::Curve;
+use super::page;
+use super::table::labelled;
 use crate::graph::Phase;
 use crate::spec::units::Bytes;
 
-/// Columns of the picture.
+/// Columns of the picture, where the page has as many.
 pub const COLUMNS: usize = 80;
 /// Rows of the picture.
 pub const ROWS: usize = 16;
@@ -28,7 +30,8 @@ fn letter(phase: Option<Phase>) -> char {
 
 /// The picture: load over instructions, phases under the axis.
 pub fn plot(curve: &Curve) -> String {
-    let columns = curve.columns(COLUMNS);
+    let wide = COLUMNS.min(page().saturating_sub(MARGIN + 2));
+    let columns = curve.columns(wide);
     let top = curve.peak();
     let mut text = String::new();
     for row in (0..ROWS).rev() {
@@ -41,9 +44,9 @@ pub fn plot(curve: &Curve) -> String {
         text += &format!("{label:>MARGIN$} │{}\n", cells.trim_end());
     }
     let letters: String = columns.iter().map(|(_, phase)| letter(*phase)).collect();
-    text += &format!("{:>MARGIN$} └{}\n", 0, "─".repeat(COLUMNS));
+    text += &format!("{:>MARGIN$} └{}\n", 0, "─".repeat(wide));
     text += &format!("{:>MARGIN$}  {}\n", "", letters.trim_end());
-    text + &format!("{:>MARGIN$}  {}\n", "", legend(&columns))
+    text + &labelled("", &legend(&columns), MARGIN + 2)
 }
 
 /// The letters in use, with what they stand for.

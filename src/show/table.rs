@@ -221,7 +221,7 @@ pub fn wrap(text: &str, width: usize) -> Vec<String> {
 /// A long word in lines, broken behind marks.
 fn broken(word: &str, width: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
-    for piece in word.split_inclusive(['+', '|', '/', ',', ';']) {
+    for piece in word.split_inclusive(['+', '|', '/', ',', ';', '-']) {
         match lines.last_mut() {
             Some(line) if length(line) + length(piece) <= width => line.push_str(piece),
             _ => lines.push(piece.to_string()),
