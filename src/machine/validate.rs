@@ -1,5 +1,6 @@
 //! Validation: a plan held against this machine, whole where it can be run, else with fewer layers at true widths.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -17,6 +18,7 @@ use crate::program::height;
 use crate::spec::device::Device;
 use crate::spec::job::{PerPlace, Place};
 use crate::spec::units::Bytes;
+use crate::technique::Pattern;
 
 /// Share of the memory that is free which a validation may take.
 const SHARE: f64 = 0.8;
@@ -172,7 +174,8 @@ fn cut(plan: &Plan, options: &Options) -> Result<(Plan, Estimate, Vec<String>)> 
         let here = here(&shallow(plan, layers, seq)?, options);
         let estimate = estimate::proved(&here)?;
         if fits(&estimate, options)? && work(&here) <= most {
-            return Ok((here, estimate, missing(plan, layers, seq)));
+            let missing = missing(plan, &here);
+            return Ok((here, estimate, missing));
         }
         if seq / 2 < SHORTEST {
             let why = format!(
@@ -222,53 +225,81 @@ fn fits(estimate: &Estimate, options: &Options) -> Result<bool> {
     Ok(fits(host, available) && fits(estimate.peak.gpu, Gpu::open()?.room()?.free))
 }
 
-/// The plan's choices on a model of `layers` layers and sequences of `seq`.
+/// The plan's choices on a model of `layers` layers and sequences of `seq`: each layer has what is chosen for the one it stands for. What
+/// is chosen for none of those is left out.
 fn shallow(plan: &Plan, layers: u64, seq: u64) -> Result<Plan> {
     let mut job = plan.job.clone();
-    let depth = job.model.layers;
+    let stand_for = representatives(&plan.choices, job.model.layers, layers);
     (job.model.layers, job.seq) = (layers, seq);
-    let choice = |c: &Choice| Choice {
-        site: scaled(&c.site, depth, layers),
-        ..c.clone()
+    let choice = |c: &Choice| {
+        let site = cut_site(&c.site, &stand_for)?;
+        Some(Choice { site, ..c.clone() })
     };
-    Plan::new(job, plan.choices.iter().map(choice).collect())
+    Plan::new(job, plan.choices.iter().filter_map(choice).collect())
 }
 
-/// A site's ranges of layers on a model of other depth: the same shares, at least one layer each.
-fn scaled(site: &str, depth: u64, layers: u64) -> String {
-    let down = |n: u64| (n * layers / depth).min(layers - 1);
+/// The `layers` of `depth` layers for which most of the choices are made, the first of those that are alike; in order.
+fn representatives(choices: &[Choice], depth: u64, layers: u64) -> Vec<u64> {
+    let by_layer = |site: &str| site.contains("layers.");
+    let names = |choice: &Choice, layer: u64| {
+        let cut = cut_site(&choice.site, &[layer]);
+        cut.is_some_and(|cut| by_layer(&cut) || !by_layer(&choice.site))
+    };
+    let mut open: Vec<&Choice> = choices.iter().collect();
+    let mut chosen: Vec<u64> = Vec::new();
+    for _ in 0..layers.min(depth) {
+        let left = (0..depth).filter(|layer| !chosen.contains(layer));
+        let made = |layer: &u64| open.iter().filter(|c| names(c, *layer)).count();
+        if let Some(layer) = left.max_by_key(|layer| (made(layer), Reverse(*layer))) {
+            open.retain(|choice| !names(choice, layer));
+            chosen.push(layer);
+        }
+    }
+    chosen.sort_unstable();
+    chosen
+}
+
+/// A site on a model each of whose layers stands for one of another; none where it names other layers alone.
+fn cut_site(site: &str, stand_for: &[u64]) -> Option<String> {
     let part = |part: &str| {
-        let Some(rest) = part.strip_prefix("layers.") else {
-            return part.to_string();
-        };
-        let (numbers, tail) = rest.split_once('/').unwrap_or((rest, ""));
-        let (from, to) = numbers.split_once('-').unwrap_or((numbers, numbers));
-        let (Ok(from), Ok(to)) = (from.parse::<u64>(), to.parse::<u64>()) else {
-            return part.to_string();
-        };
-        let last = ((to + 1) * layers).div_ceil(depth).clamp(1, layers) - 1;
+        let (head, tail) = part.split_once('/').unwrap_or((part, ""));
+        if !head.starts_with("layers.") || head == "layers.*" {
+            return Some(part.to_string());
+        }
+        let pattern = Pattern::parse(head).ok()?;
+        let own = stand_for.iter().enumerate();
+        let own = own.filter(|(_, layer)| pattern.matches(&format!("layers.{layer}")));
+        let own: Vec<String> = own.map(|(at, _)| at.to_string()).collect();
         let slash = if tail.is_empty() { "" } else { "/" };
-        format!("layers.{}-{}{slash}{tail}", down(from).min(last), last)
+        (!own.is_empty()).then(|| format!("layers.{}{slash}{tail}", own.join("|")))
     };
-    site.split('+')
-        .map(|p| part(p.trim()))
-        .collect::<Vec<_>>()
-        .join("+")
+    let parts: Vec<String> = site.split('+').filter_map(|p| part(p.trim())).collect();
+    (!parts.is_empty()).then(|| parts.join("+"))
 }
 
-/// What a cut leaves out, in sentences.
-fn missing(plan: &Plan, layers: u64, seq: u64) -> Vec<String> {
-    let job = &plan.job;
+/// What a cut of a plan leaves out, in sentences.
+fn missing(plan: &Plan, cut: &Plan) -> Vec<String> {
+    let (whole, job) = (&plan.job, &cut.job);
     let mut missing = Vec::new();
-    if layers < job.model.layers {
+    if job.model.layers < whole.model.layers {
         missing.push(format!(
-            "{} of {} layers: those that ran stand for the first, the middle and the last, at true widths",
-            job.model.layers - layers,
-            job.model.layers
+            "{} of {} layers: those that ran stand for them, at true widths",
+            whole.model.layers - job.model.layers,
+            whole.model.layers
         ));
     }
-    if seq < job.seq {
-        missing.push(format!("sequences of {} tokens: {seq} ran", job.seq));
+    let choices = plan.choices.len().saturating_sub(cut.choices.len());
+    if choices > 0 {
+        missing.push(format!(
+            "choices of layers that no layer stands for: {choices} of {}",
+            plan.choices.len()
+        ));
+    }
+    if job.seq < whole.seq {
+        missing.push(format!(
+            "sequences of {} tokens: {} ran",
+            whole.seq, job.seq
+        ));
     }
     missing.push("evaluation and saving".to_string());
     missing
@@ -282,4 +313,23 @@ pub fn differences(validation: &Validation) -> BTreeMap<Place, (Bytes, Bytes)> {
         .into_iter()
         .filter(|(_, (a, b))| a != b)
         .collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)] // in a test a panic is the report
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_stand_for_those_that_most_is_chosen_for() {
+        let choices = ["recompute:site=layers.0-5|7/mlp", "offload:site=layers.6"];
+        let choices = choices.map(|c| Choice::parse(c).unwrap());
+        assert_eq!(representatives(&choices, 8, 2), [0, 6]);
+        assert_eq!(representatives(&choices, 8, 3), [0, 1, 6]);
+        let cut = |site: &str| cut_site(site, &[0, 6]);
+        let both = cut("layers.0-5|7/mlp+layers.*/attention+head").unwrap();
+        assert_eq!(both, "layers.0/mlp+layers.*/attention+head");
+        assert_eq!(cut("layers.3|6").unwrap(), "layers.1");
+        assert_eq!(cut("layers.7"), None);
+    }
 }

@@ -11,12 +11,15 @@ macro_rules! entry {
 }
 
 /// All plans, from the smallest device up.
-const ENTRIES: [(&str, &str); 14] = [
+const ENTRIES: [(&str, &str); 17] = [
     entry!("tiny-cpu"),
     entry!("small-cpu"),
     entry!("llama-3.2-1b-8gb"),
     entry!("7b-24gb"),
     entry!("8b-80gb"),
+    entry!("7b-8gb"),
+    entry!("13b-12gb"),
+    entry!("70b-24gb"),
     entry!("zero-offload-1.3b-4gb"),
     entry!("zero-offload-6.7b-24gb"),
     entry!("lsp-1.3b-4gb"),
