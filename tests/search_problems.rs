@@ -135,6 +135,19 @@ fn copies_for_a_few_layers_go_ahead_by_the_layers_between_them() {
     assert!(fetched > 0);
 }
 
+/// What is sent away of the last of some layers has left at the turn, as that of the others has.
+#[test]
+fn the_last_of_some_layers_frees_what_the_others_do() {
+    let peak = |last: u64| {
+        let choice = format!("offload:site=layers.0-{last}");
+        let estimate = estimate::quick(&plan(&[&choice])).unwrap();
+        estimate.peak.gpu.0 as f64
+    };
+    let (two, three, four) = (peak(2), peak(3), peak(4));
+    assert!(three - four > 0.9 * (two - three), "{two} {three} {four}");
+    assert!(four < three && three < two);
+}
+
 /// Where lossy methods are allowed, plans that hold values in fewer bits are of the method of that name, and no others.
 #[test]
 fn plans_that_hold_values_in_fewer_bits_are_named_so() {

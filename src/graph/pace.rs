@@ -63,11 +63,12 @@ fn units(step: &Step, skipped: &BTreeSet<Name>) -> Vec<usize> {
     }
     let mut units = Vec::with_capacity(step.nodes.len());
     let mut last: Option<(&Name, bool, Option<&str>)> = None;
-    let (mut unit, mut idle) = (0, false);
+    let (mut unit, mut idle, mut back) = (0, false, false);
     for node in &step.nodes {
         let later = node.phase.is_later();
-        let turns = later && last.is_some_and(|(_, before, _)| !before);
+        let turns = later && !back;
         unit += if turns && idle { TURN } else { 0 };
+        back = later;
         let skips = skipped.contains(&node.block);
         idle = skips || idle && !node.block.starts_with("layers.");
         if !skips {
