@@ -95,7 +95,9 @@ fn beats(a: &Candidate, b: &Candidate) -> bool {
 pub fn table(answer: &Answer, request: &Request) -> String {
     use Column::{Left, Right, Wrapped};
     let heads = ["", "plan", "device", "host", "disk", "step", "fits"];
-    let mut table = Table::new(&[Left, Wrapped, Right, Right, Right, Right, Left]).heads(&heads);
+    let columns = [Left, Wrapped, Right, Right, Right, Right, Left];
+    // What a narrow terminal does without: the disk, the host.
+    let mut table = Table::new(&columns).gives_way(&[4, 3]).heads(&heads);
     let rows = rows(answer, request);
     for candidate in &rows {
         let mark = match candidate.name == chosen(answer).name {

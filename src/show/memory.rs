@@ -14,7 +14,7 @@ use crate::spec::units::{Bytes, Seconds};
 
 /// Columns of a bar, and on a page narrower than so many.
 const BAR: usize = 24;
-const NARROW: (usize, usize) = (12, 80);
+const NARROW: (usize, usize) = (6, 80);
 /// Columns of the labels in front of the lines about time.
 const LABEL: usize = 8;
 
