@@ -19,6 +19,13 @@ use crate::kernels::emulator::compiler;
 /// Flags of kernels on the emulator, as tests/kernels compiles them.
 const FLAGS: &str = "-std=c++17 -O1 -ffp-contract=off -fPIC -shared -fvisibility=hidden -fno-strict-aliasing -fno-gnu-unique -w";
 
+/// The doubles, and the libraries that they stand for.
+const DOUBLES: [(&str, &str); 3] = [
+    ("nvrtc.cpp", "libnvrtc.so.12"),
+    ("driver.cpp", "libcuda.so.1"),
+    ("cublaslt.cpp", "libcublasLt.so.12"),
+];
+
 fn tests(file: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests")
@@ -40,7 +47,7 @@ fn double() -> Result<&'static Path, String> {
 }
 
 fn make(cxx: &str) -> Result<PathBuf, String> {
-    let texts = ["driver.cpp", "nvrtc.cpp"].map(|f| fs::read_to_string(tests("cuda").join(f)));
+    let texts = DOUBLES.map(|(from, _)| fs::read_to_string(tests("cuda").join(from)));
     let mut hash = DefaultHasher::new();
     for text in texts {
         text.unwrap().hash(&mut hash);
@@ -60,10 +67,7 @@ fn make(cxx: &str) -> Result<PathBuf, String> {
         text("CXX", cxx),
         text("FLAGS", FLAGS),
     ];
-    for (from, to) in [
-        ("nvrtc.cpp", "libnvrtc.so.12"),
-        ("driver.cpp", "libcuda.so.1"),
-    ] {
+    for (from, to) in DOUBLES {
         let mut command = Command::new(cxx);
         command.args("-std=c++17 -O1 -fPIC -shared -fvisibility=hidden -w".split(' '));
         command.args(&defines).arg(tests("cuda").join(from));
@@ -293,6 +297,7 @@ fn each_failure_of_the_device_ends_in_an_error_that_names_it() {
         ("MEMFIT_DOUBLE_FAIL", "launch:40", "LAUNCH_OUT_OF_RESOURCES"),
         ("MEMFIT_DOUBLE_FAIL", "fault:40", "ILLEGAL_ADDRESS"),
         ("MEMFIT_DOUBLE_FAIL", "lost:40", "DEVICE_UNAVAILABLE"),
+        ("MEMFIT_DOUBLE_FAIL", "product:9", "queue the product of op"),
         ("MEMFIT_DOUBLE_FAIL", "devices", "sees no GPU"),
         ("MEMFIT_DOUBLE_MEMORY", "65536", "OUT_OF_MEMORY"),
     ];
@@ -317,6 +322,29 @@ fn each_failure_of_the_device_ends_in_an_error_that_names_it() {
         &train("cpu", &COPIES, &[]).losses()
     ));
     assert!(pageable.json()["device"].to_string().contains("pageable"));
+}
+
+#[test]
+fn products_are_those_of_cublaslt_where_it_is_found_and_our_own_elsewhere() {
+    if let Err(reason) = double() {
+        return println!("{reason}");
+    }
+    let wanted = train("cpu", &["sgd"], &[]).losses();
+    let (theirs, own) = (
+        train("cuda", &["sgd"], &[]),
+        train("cuda", &["sgd"], &[("MEMFIT_DOUBLE_FAIL", "cublas")]),
+    );
+    for (run, says) in [
+        (&theirs, "products by cuBLASLt 12.8"),
+        (&own, "products by kernels of our own"),
+    ] {
+        assert!(run.output.status.success(), "{says}: {}", run.errors());
+        assert!(run.json()["device"].to_string().contains(says), "{says}");
+        let got = run.losses();
+        assert!(near(&got, &wanted), "{says}: {got:?} against {wanted:?}");
+        nothing_left(run);
+    }
+    assert!(own.count("launches") > theirs.count("launches") + 40);
 }
 
 #[test]
@@ -355,7 +383,7 @@ fn a_save_made_before_the_device_is_lost_is_whole() {
         ],
     ]
     .concat();
-    let run = memfit(&first, &[("MEMFIT_DOUBLE_FAIL", "lost:400")]);
+    let run = memfit(&first, &[("MEMFIT_DOUBLE_FAIL", "lost:200")]);
     assert_eq!(run.output.status.code(), Some(2), "{}", run.errors());
     let again = [&start[..], &["--steps", "6", "--resume", &save, "--json"]].concat();
     let run = memfit(&again, &[]);

@@ -30,6 +30,9 @@ pub struct Args {
     /// Keep the results that are there, and run the rest
     #[arg(long)]
     pub resume: bool,
+    /// Of techniques: measure the steps of the results that are there again, without training on
+    #[arg(long)]
+    pub times: bool,
     /// One combination only; of techniques, those whose names begin so
     #[arg(long, value_name = "NAME")]
     pub case: Option<String>,
@@ -90,7 +93,8 @@ fn folder(args: &Args) -> PathBuf {
 /// The file of rows, which begins anew unless a run that makes rows is resumed.
 fn rows(args: &Args, default: &str) -> Result<PathBuf> {
     let rows = args.output.clone().unwrap_or_else(|| default.into());
-    if !args.resume && !args.smoke && rows.exists() {
+    let kept = args.resume || args.times || args.smoke;
+    if !kept && rows.exists() {
         std::fs::remove_file(&rows).map_err(|e| Error::io(&rows, "remove", e))?;
     }
     Ok(rows)
@@ -104,9 +108,10 @@ fn techniques(args: &Args, quiet: bool) -> Result<Answer> {
         folder: folder(args),
         only: args.case.clone(),
     };
-    let found = match args.smoke {
-        true => vec![learning::run(&learning::smoke()?, &options)?],
-        false => learning::bench(&options, &mut progress(quiet))?,
+    let found = match (args.smoke, args.times) {
+        (true, _) => vec![learning::run(&learning::smoke()?, &options)?],
+        (_, true) => learning::times(&options, &mut progress(quiet))?,
+        _ => learning::bench(&options, &mut progress(quiet))?,
     };
     let verdicts = learning::held(&found);
     let status = match verdicts.iter().all(|v| v.holds) {

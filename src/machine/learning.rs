@@ -26,6 +26,9 @@ pub use held::{Verdict, held};
 /// The part of a text that losses are taken of, and rows of it that are read at most.
 const HELD_OUT: (f64, u64) = (0.1, 256);
 
+/// Steps whose median is a row's time where they are measured again.
+const TIMED: u64 = 20;
+
 /// What a bench is asked for.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -74,14 +77,7 @@ pub struct Row {
 /// # Errors
 /// The first cell that fails, or a file that cannot be written.
 pub fn bench(options: &Options, progress: &mut dyn FnMut(&str, f64)) -> Result<Vec<Row>> {
-    let all = cells();
-    let wanted = |cell: &&Cell| {
-        options
-            .only
-            .as_ref()
-            .is_none_or(|o| cell.name.starts_with(o))
-    };
-    let all: Vec<&Cell> = all.iter().filter(wanted).collect();
+    let all = wanted(options)?;
     let mut done = read(&options.rows)?;
     for (number, cell) in all.iter().enumerate() {
         progress(&cell.name, number as f64 / all.len() as f64);
@@ -93,6 +89,45 @@ pub fn bench(options: &Options, progress: &mut dyn FnMut(&str, f64)) -> Result<V
             continue;
         }
         let row = run(cell, options)?;
+        rows::keep(&options.rows, &mut done, row)?;
+    }
+    Ok(done)
+}
+
+/// The cells whose names begin as they should.
+fn wanted(options: &Options) -> Result<Vec<Cell>> {
+    let (only, mut all) = (options.only.as_deref(), cells());
+    let names: Vec<String> = all.iter().map(|cell| cell.name.clone()).collect();
+    rows::expect_any(only, &names, "PART/METHOD/SEED")?;
+    all.retain(|cell| rows::wants(only, &cell.name));
+    Ok(all)
+}
+
+/// Measures the steps of every row there is again, without training on, and predicts them for the machine of `options`.
+///
+/// # Errors
+/// The first row whose plan is refused or whose step fails, or a file that cannot be written.
+pub fn times(options: &Options, progress: &mut dyn FnMut(&str, f64)) -> Result<Vec<Row>> {
+    let all = wanted(options)?;
+    let mut done = read(&options.rows)?;
+    for (number, cell) in all.iter().enumerate() {
+        progress(&cell.name, number as f64 / all.len() as f64);
+        let Some(row) = done.iter().find(|r| r.name == cell.name).cloned() else {
+            continue;
+        };
+        let scratch = Cell {
+            start: Start::Scratch,
+            ..cell.clone()
+        };
+        let mut session = open(&scratch, options)?;
+        for _ in 0..TIMED {
+            session.step()?;
+        }
+        let row = Row {
+            predicted_step: predicted_step(&session, options)?,
+            measured_step: session.step_seconds(),
+            ..row
+        };
         rows::keep(&options.rows, &mut done, row)?;
     }
     Ok(done)
@@ -142,14 +177,6 @@ pub fn run(cell: &Cell, options: &Options) -> Result<Row> {
         session.save(&checkpoint(options))?;
     }
     let (before, after, error) = fall(&before, &after);
-    let predicted_step = match &options.here {
-        None => None,
-        Some(here) => {
-            let mut plan = session.plan().clone();
-            plan.job.target.device = here.clone();
-            Some(estimate::quick(&plan)?.step)
-        }
-    };
     Ok(Row {
         name: cell.name.clone(),
         choices: cell.job.choices.clone(),
@@ -162,9 +189,19 @@ pub fn run(cell: &Cell, options: &Options) -> Result<Row> {
         error,
         predicted: session.predicted().peak,
         measured: session.mark(),
-        predicted_step,
+        predicted_step: predicted_step(&session, options)?,
         measured_step: session.step_seconds(),
     })
+}
+
+/// A step of `session` as it is predicted for this machine, where that is calibrated.
+fn predicted_step(session: &Session, options: &Options) -> Result<Option<Seconds>> {
+    let of = |here: &Device| {
+        let mut plan = session.plan().clone();
+        plan.job.target.device = here.clone();
+        estimate::quick(&plan).map(|estimate| estimate.step)
+    };
+    options.here.as_ref().map(of).transpose()
 }
 
 /// A session at its first step.

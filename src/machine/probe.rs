@@ -19,6 +19,9 @@ const TIMES: usize = 4;
 /// Bytes of the copy: more than a core's own caches hold.
 const COPIED: usize = 8 << 20;
 
+/// Readings that are not counted before a mean: those after a step find none of the probe in the caches, and say what the step used.
+const WARM: usize = 3;
+
 /// The most a ratio may move during a measurement.
 pub const STEADY: f64 = 0.20;
 
@@ -82,12 +85,11 @@ impl Probe {
             copy: quartile(readings.iter().map(|r| r.copy).collect()),
         }
     }
-}
 
-impl Probe {
-    /// The mean of `times` readings: what happens to everything that runs now.
+    /// The mean of `times` readings once the probe is back in the caches: what happens to everything that runs now.
     pub fn mean(&mut self, times: usize) -> Reading {
         let times = times.max(1);
+        (0..WARM).for_each(|_| _ = self.read());
         let readings: Vec<Reading> = (0..times).map(|_| self.read()).collect();
         let mean = |of: fn(&Reading) -> f64| readings.iter().map(of).sum::<f64>() / times as f64;
         Reading {

@@ -48,6 +48,26 @@ fn replace<T: Named>(rows: &mut Vec<T>, row: T) {
     rows.push(row);
 }
 
+/// Whether a case called `name` is wanted where `only` those are that begin so.
+pub fn wants(only: Option<&str>, name: &str) -> bool {
+    only.is_none_or(|only| name.starts_with(only))
+}
+
+/// Expects at least one of `names` to be wanted; `form` says what they look like.
+///
+/// # Errors
+/// Where none is.
+pub fn expect_any(only: Option<&str>, names: &[String], form: &str) -> Result<()> {
+    match only {
+        Some(only) if !names.iter().any(|name| wants(Some(only), name)) => {
+            let known = names.iter().map(String::as_str);
+            let next = format!("give {form}, or how it begins");
+            Err(Error::unknown("case", only, known, next))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Adds a row to a file and to the rows that were read from it.
 ///
 /// # Errors

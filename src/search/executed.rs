@@ -129,6 +129,8 @@ pub struct Options {
 /// # Errors
 /// Where a plan cannot be found or run, or the file not be written.
 pub fn bench(options: &Options, progress: &mut dyn FnMut(&str, f64)) -> Result<Vec<Row>> {
+    let only = options.only.as_deref();
+    rows::expect_any(only, &names(), "MODEL/LINK/SHARE")?;
     let mut found: Vec<Row> = rows::latest(&options.rows)?;
     let all = (SUBJECTS.len() * LINKS.len() * SHARES.len()) as f64;
     let mut done = 0.0;
@@ -139,8 +141,7 @@ pub fn bench(options: &Options, progress: &mut dyn FnMut(&str, f64)) -> Result<V
                 let name = format!("{}/{link}/{share}", subject.name);
                 progress(&name, done / all);
                 done += 1.0;
-                let wanted = |only: &String| name.starts_with(only.as_str());
-                if !options.only.as_ref().is_none_or(wanted) {
+                if !rows::wants(only, &name) {
                     continue;
                 }
                 if let Some(row) = found.iter().find(|row| row.name == name) {
@@ -158,6 +159,14 @@ pub fn bench(options: &Options, progress: &mut dyn FnMut(&str, f64)) -> Result<V
         }
     }
     Ok(found)
+}
+
+/// The names of all cells.
+fn names() -> Vec<String> {
+    let links = SUBJECTS.iter().flat_map(|s| LINKS.map(|link| (s, link)));
+    let cells =
+        links.flat_map(|(s, link)| SHARES.map(|share| format!("{}/{link}/{share}", s.name)));
+    cells.collect()
 }
 
 /// The plan of a cell, with what its step is proposed to take; none where nothing fits.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::policies::{HOMES, POLICIES};
 use super::problem::{Problem, Problems};
 use super::{Candidate, segments, solve};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::machine::rows::{self, Named};
 use crate::plan::Request;
 use crate::spec::job::{Budget, Exactness, Host, Job, Optimizer, Precision, Target};
@@ -100,18 +100,8 @@ fn jobs(only: Option<&str>) -> Result<Vec<(String, &'static str, u64, u64)>> {
     let lengths = |model| LENGTHS.into_iter().flat_map(move |seq| links(model, seq));
     let mut jobs: Vec<_> = MODELS.into_iter().flat_map(lengths).collect();
     let all: Vec<String> = jobs.iter().flat_map(|job| names(&job.0)).collect();
-    if let Some(only) = only {
-        jobs.retain(|job| names(&job.0).iter().any(|name| name.starts_with(only)));
-        if jobs.is_empty() {
-            let next = "give MODEL/LENGTH/LINK/SHARE, or how it begins";
-            return Err(Error::unknown(
-                "case",
-                only,
-                all.iter().map(String::as_str),
-                next,
-            ));
-        }
-    }
+    rows::expect_any(only, &all, "MODEL/LENGTH/LINK/SHARE")?;
+    jobs.retain(|job| names(&job.0).iter().any(|name| rows::wants(only, name)));
     Ok(jobs)
 }
 

@@ -530,3 +530,17 @@ API cuLaunchKernel(void *function, unsigned x, unsigned y, unsigned z, unsigned 
     };
     return d.add(static_cast<Stream *>(stream), std::move(op));
 }
+
+// --- for the double of cuBLASLt: where a device's bytes lie, and work of the host's in a stream
+
+extern "C" __attribute__((visibility("default"))) char *double_at(Address address, size_t bytes) {
+    Device &d = device();
+    std::lock_guard<std::recursive_mutex> held(d.lock);
+    return d.at(address, bytes);
+}
+API double_enqueue(void *stream, const std::function<void()> *run) {
+    ENTER;
+    Operation op;
+    op.run = [run = *run] { return run(), SUCCESS; };
+    return d.add(static_cast<Stream *>(stream), std::move(op));
+}

@@ -1,4 +1,4 @@
-//! An NVIDIA GPU measured as a device: what our own kernels reach of products, memory and link, and what each op reaches of that.
+//! An NVIDIA GPU measured as a device: what products, memory and link reach, and what each op reaches of that.
 
 use std::collections::BTreeMap;
 
@@ -120,7 +120,7 @@ fn notes(found: Ceilings) -> String {
         false => "pageable (it could not be pinned)",
     };
     format!(
-        "peaks: the best square products of memfit's own kernels, which other libraries may pass; efficiency: of ops that took more than their launch; bandwidth: a copy within the device, read \
+        "peaks: the best square products, cuBLASLt's where it is found and else of memfit's own kernel, which other libraries may pass; efficiency: of ops that took more than their launch; bandwidth: a copy within the device, read \
          and written; link: the slower way of copies of {memory} memory, both at once reached {:.2} GB/s together; reserved: what the \
          context and other programs held",
         found.both / 1e9

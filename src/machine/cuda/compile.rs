@@ -57,19 +57,9 @@ impl Compiler {
         format!("NVRTC {major}.{minor} ({})", self.nvrtc.path.display())
     }
 
-    /// A function of the library.
-    fn function<F: Copy>(&self, name: &str) -> Result<F> {
-        // SAFETY: callers name the type that NVRTC's header gives the function.
-        let found = unsafe { self.nvrtc.library.get::<F>(name.as_bytes()) };
-        let missing = |e: libloading::Error| {
-            let next = "install a newer NVRTC";
-            Error::file(&self.nvrtc.path, format!("it has no {name}: {e}"), next)
-        };
-        found.map(|f| *f).map_err(missing)
-    }
-
     fn version(&self) -> Result<(i32, i32)> {
         let ask = self
+            .nvrtc
             .function::<unsafe extern "C" fn(*mut c_int, *mut c_int) -> Status>("nvrtcVersion")?;
         let (mut major, mut minor) = (0, 0);
         // SAFETY: two places to write to.
@@ -81,9 +71,11 @@ impl Compiler {
     /// the newest it knows that the device can run.
     fn target(&self, capability: u32) -> Result<(String, bool)> {
         let count = self
+            .nvrtc
             .function::<unsafe extern "C" fn(*mut c_int) -> Status>("nvrtcGetNumSupportedArchs")?;
-        let list =
-            self.function::<unsafe extern "C" fn(*mut c_int) -> Status>("nvrtcGetSupportedArchs")?;
+        let list = self
+            .nvrtc
+            .function::<unsafe extern "C" fn(*mut c_int) -> Status>("nvrtcGetSupportedArchs")?;
         let mut number = 0;
         // SAFETY: a place to write to.
         self.good("count GPUs", unsafe { count(&mut number) })?;
@@ -155,9 +147,10 @@ impl Compiler {
             *const *const c_char,
             *const *const c_char,
         ) -> Status;
-        let create = self.function::<Create>("nvrtcCreateProgram")?;
-        let destroy =
-            self.function::<unsafe extern "C" fn(*mut Program) -> Status>("nvrtcDestroyProgram")?;
+        let create = self.nvrtc.function::<Create>("nvrtcCreateProgram")?;
+        let destroy = self
+            .nvrtc
+            .function::<unsafe extern "C" fn(*mut Program) -> Status>("nvrtcDestroyProgram")?;
         let source = text_of(text)?;
         let name = text_of(&format!("{module}.cu"))?;
         let mut program: Program = std::ptr::null_mut();
@@ -173,7 +166,7 @@ impl Compiler {
 
     fn image(&self, program: Program, module: &str) -> Result<Vec<u8>> {
         type Compile = unsafe extern "C" fn(Program, c_int, *const *const c_char) -> Status;
-        let compile = self.function::<Compile>("nvrtcCompileProgram")?;
+        let compile = self.nvrtc.function::<Compile>("nvrtcCompileProgram")?;
         let options = self.options();
         let options = options
             .iter()
@@ -200,8 +193,12 @@ impl Compiler {
 
     /// Bytes NVRTC has of a program: their number, then they.
     fn bytes(&self, program: Program, size: &str, get: &str) -> Result<Vec<u8>> {
-        let size = self.function::<unsafe extern "C" fn(Program, *mut usize) -> Status>(size)?;
-        let read = self.function::<unsafe extern "C" fn(Program, *mut c_char) -> Status>(get)?;
+        let size = self
+            .nvrtc
+            .function::<unsafe extern "C" fn(Program, *mut usize) -> Status>(size)?;
+        let read = self
+            .nvrtc
+            .function::<unsafe extern "C" fn(Program, *mut c_char) -> Status>(get)?;
         let mut count = 0;
         // SAFETY: a live program and a place to write to.
         self.good("measure its output", unsafe { size(program, &mut count) })?;

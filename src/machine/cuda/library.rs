@@ -10,6 +10,8 @@ use libloading::Library;
 #[cfg(unix)]
 use libloading::os::unix::{Library as Unix, RTLD_GLOBAL, RTLD_NOW};
 
+use crate::error::{Error, Result};
+
 /// Versions that the system's loader is asked for by name, the newest first.
 const MAJORS: [&str; 4] = [".13", ".12", ".11.2", ""];
 
@@ -23,6 +25,22 @@ pub struct Found {
     pub library: Library,
     /// What it was loaded as.
     pub path: PathBuf,
+}
+
+impl Found {
+    /// A function of it.
+    ///
+    /// # Errors
+    /// Where it has none of that name.
+    pub fn function<F: Copy>(&self, name: &str) -> Result<F> {
+        // SAFETY: callers name the type that NVIDIA's header gives the function.
+        let found = unsafe { self.library.get::<F>(name.as_bytes()) };
+        let missing = |e: libloading::Error| {
+            let why = format!("it has no {name}: {e}");
+            Error::file(&self.path, why, "install a newer one")
+        };
+        found.map(|f| *f).map_err(missing)
+    }
 }
 
 /// Loads `lib<stem>.so` of any version: from the loader's own path, else from where people have it.

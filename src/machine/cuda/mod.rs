@@ -9,6 +9,7 @@ mod library;
 pub mod memory;
 mod modules;
 mod prepared;
+mod products;
 mod worker;
 
 use std::collections::BTreeMap;
@@ -32,7 +33,8 @@ use events::{Meeting, Times};
 use memory::Memory;
 use modules::Modules;
 pub use prepared::missing;
-use prepared::{Prepared, is_of_device};
+use prepared::{Means, Prepared, is_of_device};
+use products::Products;
 use worker::{Ground, Worker};
 
 /// Host memory the driver has pinned. Dropped, it is pageable again.
@@ -52,7 +54,9 @@ impl Drop for Pinned {
 /// An NVIDIA GPU, and this machine's memory and disk beside it. Fields are dropped in this order.
 pub struct Cuda {
     prepared: BTreeMap<String, Prepared>,
-    modules: Modules,
+    means: Means,
+    /// Whose products are used.
+    products: String,
     points: Vec<Point>,
     times: BTreeMap<Stream, Times>,
     queues: BTreeMap<Stream, Queue>,
@@ -76,8 +80,8 @@ impl Cuda {
     /// Where there is no GPU, an op has no kernel, or memory is refused.
     pub fn new(programs: &[Program], folder: &Path, settings: Settings) -> Result<Cuda> {
         let gpu = Gpu::open()?;
-        let mut modules = Modules::new(&gpu)?;
-        let prepared = prepare(programs, &mut modules)?;
+        let (mut means, products) = means(&gpu)?;
+        let prepared = prepare(programs, &mut means)?;
         let height = height(programs);
         let memory = Memory::new(&gpu, height.gpu)?;
         let places = Places::new(
@@ -93,7 +97,8 @@ impl Cuda {
         let queues = device().map(|s| Ok((s, Queue::new()?)));
         let mut cuda = Cuda {
             prepared,
-            modules,
+            means,
+            products,
             points: Vec::new(),
             times: BTreeMap::new(),
             queues: queues.collect::<Result<_>>()?,
@@ -119,7 +124,7 @@ impl Cuda {
     /// As [`Cuda::new`], and where what they exchange with the outside is more than before.
     pub fn prepare(&mut self, programs: &[Program]) -> Result<()> {
         self.gpu.bind()?;
-        let prepared = prepare(programs, &mut self.modules)?;
+        let prepared = prepare(programs, &mut self.means)?;
         let (needs, has) = (mailbox(&prepared), self.mailbox.bytes());
         if needs > has {
             let next = "report this plan";
@@ -160,12 +165,13 @@ impl Cuda {
 
     /// Sentences about how it runs: what compiles kernels, and what could not be had.
     pub fn notes(&self) -> Vec<String> {
-        let compiler = format!("kernels compiled by {}", self.modules.compiler().describe());
+        let compiler = self.means.modules.compiler().describe();
+        let compiler = format!("kernels compiled by {compiler}");
         let mailbox = format!(
             "beside the plan: {} of pinned memory for what enters and leaves",
             self.mailbox.bytes()
         );
-        [compiler, mailbox]
+        [compiler, self.products.clone(), mailbox]
             .into_iter()
             .chain(self.pageable.clone())
             .collect()
@@ -297,10 +303,23 @@ fn key(when: When) -> String {
     format!("{when:?}")
 }
 
-fn prepare(programs: &[Program], modules: &mut Modules) -> Result<BTreeMap<String, Prepared>> {
+/// What runs tasks on a device, and a sentence about whose products are used.
+fn means(gpu: &Gpu) -> Result<(Means, String)> {
+    let modules = Modules::new(gpu)?;
+    let (products, whose) = match Products::open() {
+        Ok(products) => {
+            let whose = format!("products by {}", products.describe());
+            (Some(products), whose)
+        }
+        Err(error) => (None, format!("products by kernels of our own: {error}")),
+    };
+    Ok((Means { modules, products }, whose))
+}
+
+fn prepare(programs: &[Program], means: &mut Means) -> Result<BTreeMap<String, Prepared>> {
     let ready = programs
         .iter()
-        .map(|p| Ok((key(p.when), Prepared::new(p, modules)?)));
+        .map(|p| Ok((key(p.when), Prepared::new(p, means)?)));
     ready.collect()
 }
 

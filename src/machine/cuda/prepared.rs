@@ -1,6 +1,9 @@
 //! A program made ready for the device: for each node its kernels with their functions, and a slot for what it exchanges.
 
+use std::sync::Arc;
+
 use super::modules::{Function, Modules};
+use super::products::{Product, Products};
 use crate::error::{Error, Result};
 use crate::graph::op::kernel::{Argument, Call, Kernel, Launch, Memory, Task};
 use crate::graph::op::transfer::{Feed, Report};
@@ -48,33 +51,53 @@ pub struct Kernels {
     outputs: Vec<Type>,
     /// Input each output overwrites.
     pub overwrites: Vec<Option<usize>>,
-    /// One function for each launch.
-    functions: Vec<Function>,
-    /// The launches, where they are the same in every step.
-    fixed: Option<Vec<Launch>>,
+    /// How each task runs.
+    ways: Vec<Way>,
+    /// The tasks, where they are the same in every step.
+    fixed: Option<Vec<Task>>,
+}
+
+/// How a task runs.
+#[derive(Debug, Clone)]
+pub enum Way {
+    /// As a kernel of ours.
+    Kernel(Function),
+    /// As a product of cuBLASLt's.
+    Product(Arc<Product>),
+}
+
+impl Way {
+    /// `task` as it runs this way: products that cuBLASLt does not take are kernels of ours.
+    fn meant(&self, task: Task) -> Task {
+        match (self, task) {
+            (Way::Kernel(_), Task::Gemm(gemm)) => Task::Launch(gemm.launch()),
+            (_, task) => task,
+        }
+    }
 }
 
 impl Kernels {
-    /// The launches of a step, each with its function.
+    /// The tasks of a step, each with the way it runs.
     pub fn of(
         &self,
         op: &dyn Op,
         key: Key,
         scalars: Scalars,
-        mut each: impl FnMut(Function, &Launch) -> Result<()>,
+        each: impl FnMut((&Way, &Task)) -> Result<()>,
     ) -> Result<()> {
-        let drawn;
-        let launches = match &self.fixed {
-            Some(launches) => launches,
+        match &self.fixed {
+            Some(tasks) => self.ways.iter().zip(tasks).try_for_each(each),
             None => {
-                drawn = launches(op, &self.call(key, scalars))?;
-                &drawn
+                let drawn = self.meant(tasks(op, &self.call(key, scalars))?);
+                self.ways.iter().zip(&drawn).try_for_each(each)
             }
-        };
-        self.functions
-            .iter()
-            .zip(launches)
-            .try_for_each(|(f, launch)| each(*f, launch))
+        }
+    }
+
+    /// Tasks as they run.
+    fn meant(&self, tasks: Vec<Task>) -> Vec<Task> {
+        let pairs = self.ways.iter().zip(tasks);
+        pairs.map(|(way, task)| way.meant(task)).collect()
     }
 
     fn call(&self, key: Key, scalars: Scalars) -> Call<'_> {
@@ -92,11 +115,11 @@ impl Kernels {
             inputs,
             outputs,
             overwrites: step.overwrites(node),
-            functions: Vec::new(),
+            ways: Vec::new(),
             fixed: None,
         };
         let op = &*node.op;
-        let mut samples = samples().map(|(key, scalars)| launches(op, &kernels.call(key, scalars)));
+        let mut samples = samples().map(|(key, scalars)| tasks(op, &kernels.call(key, scalars)));
         let first = samples.next().unwrap_or(Ok(Vec::new()))?;
         let same = samples.try_fold(true, |same, other| Ok::<_, Error>(same && other? == first))?;
         kernels.fixed = same.then_some(first);
@@ -138,25 +161,77 @@ pub fn missing(programs: &[Program]) -> Option<String> {
         .map(|(_, node)| node.op.name().to_string())
 }
 
-/// The launches of a call; products by our own kernel.
-fn launches(op: &dyn Op, call: &Call) -> Result<Vec<Launch>> {
-    let tasks = match op.cuda(call) {
-        Kernel::Run(tasks) => tasks,
+/// The tasks of a call.
+fn tasks(op: &dyn Op, call: &Call) -> Result<Vec<Task>> {
+    match op.cuda(call) {
+        Kernel::Run(tasks) => Ok(tasks),
         Kernel::Transfer => {
             let why = "it moves values between places, where it was to compute";
-            return Err(Error::shape(op.name(), why));
+            Err(Error::shape(op.name(), why))
         }
         Kernel::Missing => {
             let why = "it has no kernel for NVIDIA GPUs";
             let next = "choose another technique (docs/kernels.md lists what has kernels), or use --device cpu";
-            return Err(Error::value("op", op.name(), why, next));
+            Err(Error::value("op", op.name(), why, next))
         }
-    };
-    let launches = tasks.into_iter().map(|task| match task {
-        Task::Launch(launch) => launch,
-        Task::Gemm(gemm) => gemm.launch(),
-    });
-    Ok(launches.collect())
+    }
+}
+
+/// What runs tasks on a device.
+#[derive(Debug)]
+pub struct Means {
+    /// Kernels of ours.
+    pub modules: Modules,
+    /// Products of cuBLASLt's, where it is found.
+    pub products: Option<Products>,
+}
+
+/// A task before it is known where its kernel is.
+enum Sought {
+    Kernel(Launch),
+    Product(Arc<Product>),
+}
+
+impl Means {
+    /// How `tasks` run: what needs to be compiled for them is.
+    ///
+    /// # Errors
+    /// Where a kernel does not compile, or a library fails.
+    pub fn ways(&mut self, tasks: &[Vec<Task>]) -> Result<Vec<Vec<Way>>> {
+        let sought = tasks.iter().map(|own| {
+            let own = own.iter().map(|task| self.sought(task));
+            own.collect::<Result<Vec<Sought>>>()
+        });
+        let sought: Vec<Vec<Sought>> = sought.collect::<Result<_>>()?;
+        let launches = sought.iter().flatten().filter_map(|sought| match sought {
+            Sought::Kernel(launch) => Some(launch),
+            Sought::Product(_) => None,
+        });
+        self.modules.load(launches)?;
+        let mut way = |sought| {
+            Ok(match sought {
+                Sought::Kernel(launch) => Way::Kernel(self.modules.function(&launch)?),
+                Sought::Product(product) => Way::Product(product),
+            })
+        };
+        let ways = sought
+            .into_iter()
+            .map(|own| own.into_iter().map(&mut way).collect());
+        ways.collect()
+    }
+
+    fn sought(&mut self, task: &Task) -> Result<Sought> {
+        let gemm = match task {
+            Task::Launch(launch) => return Ok(Sought::Kernel(launch.clone())),
+            Task::Gemm(gemm) => gemm,
+        };
+        let products = self.products.as_mut();
+        let taken = products.map(|products| products.take(gemm)).transpose()?;
+        Ok(match taken.flatten() {
+            Some(product) => Sought::Product(product),
+            None => Sought::Kernel(gemm.launch()),
+        })
+    }
 }
 
 impl Prepared {
@@ -164,7 +239,7 @@ impl Prepared {
     ///
     /// # Errors
     /// Where an op has no kernel, naming it, or a kernel does not compile.
-    pub fn new(program: &Program, modules: &mut Modules) -> Result<Prepared> {
+    pub fn new(program: &Program, means: &mut Means) -> Result<Prepared> {
         let step = &program.step;
         let mut mailbox = 0;
         let mut nodes = Vec::with_capacity(step.nodes.len());
@@ -175,16 +250,15 @@ impl Prepared {
         let mut needed = Vec::new();
         for (ready, node) in nodes.iter().zip(&step.nodes) {
             if let Ready::Kernels(kernels) = ready {
-                needed.push(launches(&*node.op, &kernels.call(key, scalars))?);
+                needed.push(tasks(&*node.op, &kernels.call(key, scalars))?);
             }
         }
-        modules.load(needed.iter().flatten())?;
-        let mut needed = needed.into_iter();
+        let mut ways = means.ways(&needed)?.into_iter();
         for ready in &mut nodes {
             if let Ready::Kernels(kernels) = ready {
-                let launches = needed.next().unwrap_or_default();
-                let functions = launches.iter().map(|launch| modules.function(launch));
-                kernels.functions = functions.collect::<Result<_>>()?;
+                kernels.ways = ways.next().unwrap_or_default();
+                let fixed = kernels.fixed.take();
+                kernels.fixed = fixed.map(|tasks| kernels.meant(tasks));
             }
         }
         Ok(Prepared {

@@ -6,9 +6,9 @@ use std::sync::mpsc::Receiver;
 use super::driver::{Mark as Point, Queue};
 use super::events::{Meeting, Times};
 use super::memory::{Memory, Transfer};
-use super::prepared::{Kernels, Prepared, Ready, word};
+use super::prepared::{Kernels, Prepared, Ready, Way, word};
 use crate::error::{Error, Result};
-use crate::graph::op::kernel::Memory as Of;
+use crate::graph::op::kernel::{Memory as Of, Pointer, Task as Work};
 use crate::graph::op::transfer::{Feed, Report};
 use crate::graph::op::{Op, Port, Scalars};
 use crate::graph::random::Key;
@@ -80,10 +80,10 @@ impl Worker<'_> {
     /// Queues tasks until no more come, waits for them, and hands out what was reported; returns when each ran.
     pub fn run(mut self, tasks: Receiver<Task>) -> Vec<Mark> {
         self.times.restart();
-        // A range outside of memory stops a task, and with it the run.
+        // A range outside of memory stops a task, and with it the run. Tasks are taken until it is known why.
         let queued = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             self.on.meeting.gpu.bind()?;
-            self.all(tasks)
+            self.all(&tasks)
         }));
         let queued = queued.unwrap_or_else(|_| Err(stopped(self.stream)));
         // Whatever happened, nothing of this walk is under way when it ends.
@@ -101,7 +101,7 @@ impl Worker<'_> {
         }
     }
 
-    fn all(&mut self, tasks: Receiver<Task>) -> Result<bool> {
+    fn all(&mut self, tasks: &Receiver<Task>) -> Result<bool> {
         for task in tasks {
             if !self.task(task)? {
                 return Ok(false);
@@ -267,13 +267,25 @@ impl Worker<'_> {
             let why = || format!("node `{}` has no {of:?}", node.origin);
             self.on_device(range.ok_or_else(|| Error::shape(node.op.name(), why()))?)
         };
-        let ran = kernels.of(&*node.op, key, self.on.scalars, |function, launch| {
-            words.clear();
-            for argument in &launch.arguments {
-                words.push(word(argument, address)?);
+        let what = || format!("op {} at {}", node.op.name(), node.origin);
+        let ran = kernels.of(&*node.op, key, self.on.scalars, |(way, task)| {
+            match (way, task) {
+                (Way::Kernel(function), Work::Launch(launch)) => {
+                    words.clear();
+                    for argument in &launch.arguments {
+                        words.push(word(argument, address)?);
+                    }
+                    function.start(self.queue, launch, &mut words, what)
+                }
+                (Way::Product(product), Work::Gemm(gemm)) => {
+                    let address = |at: Pointer| Ok(address(at.of)? + at.offset);
+                    product.start(self.queue, gemm, address, what)
+                }
+                _ => Err(Error::shape(
+                    node.op.name(),
+                    "was made ready for another task",
+                )),
             }
-            let what = || format!("op {} at {}", node.op.name(), node.origin);
-            function.start(self.queue, launch, &mut words, what)
         });
         self.words = words;
         ran

@@ -62,14 +62,18 @@ const SMALL: [Method; 3] = [
     ("galore:rank=128,scale=1", 6e-4),
 ];
 
-/// From the checkpoint of `tiny` onto another text.
-const ADAPTED: [Method; 11] = [
+/// From the checkpoint of `tiny` onto another text, all parameters.
+const ADAPTED: [Method; 6] = [
     ("adamw", 6e-3),
     ("adamw8bit", 6e-3),
     ("microadam:density=0.5", 1e-3),
     ("blockllm:sparsity=0.2,every=100", 6e-3),
     ("blockllm:rule=paper,sparsity=0.2", 6e-3),
     ("lsp_offload:check=250", 6e-3),
+];
+
+/// The same with adapters.
+const ADAPTERS: [Method; 5] = [
     ("lora:targets=all-linear,rank=16,alpha=16", 1e-2),
     ("nf4_weights+lora:targets=all-linear,rank=16,alpha=16", 1e-2),
     ("adapter", 3e-3),
@@ -91,7 +95,7 @@ const ESTIMATED: [Method; 10] = [
     ("forward_gradient", 1e-3),
 ];
 
-/// Seeds of the runs from scratch.
+/// Seeds of the runs of all parameters by first-order optimizers.
 const SEEDS: [u64; 3] = [1, 2, 3];
 
 /// Sequences of a step and their length.
@@ -107,15 +111,18 @@ pub fn cells() -> Vec<Cell> {
         let scratch = |m: &Method| Cell::new("scratch", ("tiny", BATCH), *m, 2_000, seed);
         all.extend(FIRST_ORDER.iter().map(scratch));
     }
-    let adapted = |part, steps| {
+    let adapted = |part, steps, seed| {
         move |m: &Method| Cell {
             start: Start::Checkpoint,
             text: BuiltIn::Rust,
-            ..Cell::new(part, ("tiny", BATCH), *m, steps, 1)
+            ..Cell::new(part, ("tiny", BATCH), *m, steps, seed)
         }
     };
-    all.extend(ADAPTED.iter().map(adapted("adapted", 1_000)));
-    all.extend(ESTIMATED.iter().map(adapted("estimated", 5_000)));
+    for seed in SEEDS {
+        all.extend(ADAPTED.iter().map(adapted("adapted", 1_000, seed)));
+    }
+    all.extend(ADAPTERS.iter().map(adapted("adapted", 1_000, 1)));
+    all.extend(ESTIMATED.iter().map(adapted("estimated", 5_000, 1)));
     let small = |m: &Method| Cell::new("small", ("small", SMALL_BATCH), *m, 500, 1);
     all.extend(SMALL.iter().map(small));
     all
