@@ -201,11 +201,14 @@ fn spelled(plan: &Plan) -> Vec<String> {
     plan.choices.iter().map(Choice::to_string).collect()
 }
 
-/// Runs a plan over its link.
+/// Runs a plan over its link, with its disk held to the rate that was measured.
 fn run(name: String, plan: &Plan, proposed: Seconds, options: &Options) -> Result<Row> {
     let target = &plan.job.target;
+    let own = target.device.disk_rate;
     let settings = Settings {
         link: target.host.link,
+        // What was written a moment ago is read from memory, many times faster than any disk.
+        disk: own.map(|own| own.min(target.host.disk_rate)),
         ..Settings::default()
     };
     let mut session = measure::open(plan.clone(), &options.folder, settings)?;

@@ -77,7 +77,7 @@ macro_rules! vectorized {
         $(
             $(#[$meta])*
             // All a loop reads and writes are arguments: only those are known not to overlap.
-            #[allow(clippy::too_many_arguments, clippy::type_complexity)]
+            #[allow(clippy::too_many_arguments, clippy::type_complexity)] // a macro takes any parameters
             $vis fn $name $(<$($g: $bound),+>)? ($($arg: $ty),*) $(-> $ret)? {
                 // A function of its own, since only arguments are known not to overlap.
                 #[inline(always)]
