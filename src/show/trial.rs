@@ -6,6 +6,8 @@ use super::memory::places_json;
 use super::table::Column::{Left, Right, Wrapped};
 use super::table::Table;
 use crate::machine::trial::{Outcome, Ran, Row};
+use crate::spec::job::{PerPlace, Place};
+use crate::spec::units::Bytes;
 
 /// The table, the verdict, and what the figures are.
 pub fn text(rows: &[Row], chosen: Option<usize>, tolerance: f64) -> String {
@@ -47,11 +49,16 @@ pub fn text(rows: &[Row], chosen: Option<usize>, tolerance: f64) -> String {
 }
 
 fn cells(mark: &str, row: &Row, ran: &Ran) -> Vec<String> {
-    let here = ran.measured_peak;
-    let equal = if here == ran.predicted_peak {
-        ""
-    } else {
-        " (PREDICTED OTHERWISE)"
+    let (here, planned) = (ran.measured_peak, ran.predicted_peak);
+    let total = |of: PerPlace<Bytes>| of.gpu + of.pinned + of.host;
+    let within = Place::ALL
+        .iter()
+        .all(|&place| here[place] <= planned[place]);
+    let beside = match (here == planned, within) {
+        (true, _) => String::new(),
+        // What is selected anew at times is planned at its largest.
+        (_, true) => format!(" of {} planned", total(planned)),
+        (_, false) => format!(" (MORE THAN THE {} PREDICTED)", total(planned)),
     };
     vec![
         mark.to_string(),
@@ -61,7 +68,7 @@ fn cells(mark: &str, row: &Row, ran: &Ran) -> Vec<String> {
         ran.device_step.to_string(),
         ran.device_joules
             .map_or("-".to_string(), |j| format!("{j:.1}")),
-        format!("{}{equal}", here.gpu + here.pinned + here.host),
+        format!("{}{beside}", total(here)),
         ran.measured_step.to_string(),
     ]
 }
