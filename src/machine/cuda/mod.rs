@@ -1,6 +1,7 @@
 //! The machine that runs programs on an NVIDIA GPU: places are memory of the planned bytes, streams are the device's queues,
 //! and what runs on the host runs as on the machine for CPUs.
 
+mod blas;
 pub mod ceilings;
 mod compile;
 pub mod driver;

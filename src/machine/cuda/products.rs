@@ -2,15 +2,15 @@
 #![allow(unsafe_code)] // cuBLASLt is called
 
 use std::collections::BTreeMap;
-use std::ffi::{c_int, c_void};
+use std::ffi::c_void;
 use std::sync::Arc;
 
 use cudarc::cublaslt::sys;
 use sys::cublasLtMatmulDescAttributes_t as Described;
 use sys::cublasLtMatmulPreferenceAttributes_t as Preferred;
 
+use super::blas::{Calls, GOOD, Held, Library, Opaque, Status, good, set};
 use super::driver::Queue;
-use super::library::{self, Found};
 use crate::error::{Error, Result};
 use crate::graph::op::kernel::{Gemm, Matrix, Pointer};
 use crate::graph::tensor::DType;
@@ -21,12 +21,6 @@ const ALIGNED: u64 = 16;
 
 /// Bytes of workspace: with none, and with sums that are not split, a product is the same bits each time.
 const WORKSPACE: u64 = 0;
-
-type Status = c_int;
-type Opaque = *mut c_void;
-
-/// cuBLASLt's answer when all is well.
-const GOOD: Status = 0;
 
 /// cuBLASLt, and what it said of the products it was asked for.
 #[derive(Debug)]
@@ -41,33 +35,15 @@ impl Products {
     /// # Errors
     /// Where it is not found or refuses its service.
     pub fn open() -> Result<Products> {
-        let found = library::find("cublasLt").ok_or_else(|| {
-            let why = "libcublasLt.so is not found";
-            let next = "pip install nvidia-cublas-cu12 into a virtual environment that is active, or set CUDA_HOME";
-            Error::value("products", "cuBLASLt", why, next)
-        })?;
-        let calls = Calls::of(&found)?;
-        let mut handle = std::ptr::null_mut();
-        // SAFETY: a place to write to.
-        good("start", unsafe { (calls.create)(&mut handle) })?;
-        let library = Library {
-            handle,
-            calls,
-            found,
-        };
         Ok(Products {
-            library: Arc::new(library),
+            library: Arc::new(Library::open()?),
             known: BTreeMap::new(),
         })
     }
 
     /// Its version and where it was found.
     pub fn describe(&self) -> String {
-        // SAFETY: a function without parameters.
-        let version = unsafe { (self.library.calls.version)() };
-        let (major, minor) = (version / 10_000, version / 100 % 100);
-        let path = self.library.found.path.display();
-        format!("cuBLASLt {major}.{minor} ({path})")
+        self.library.describe()
     }
 
     /// `gemm` by cuBLASLt, wherever its operands lie; none where it does not take it.
@@ -118,131 +94,6 @@ fn format(dtype: DType) -> Option<sys::cudaDataType> {
         DType::Bf16 => Some(sys::cudaDataType_t::CUDA_R_16BF),
         DType::F16 => Some(sys::cudaDataType_t::CUDA_R_16F),
         _ => None,
-    }
-}
-
-/// The library in use. Dropped, it gives back what it had.
-#[derive(Debug)]
-struct Library {
-    handle: Opaque,
-    calls: Calls,
-    found: Found,
-}
-
-// SAFETY: a handle of cuBLASLt's may be used by any thread.
-unsafe impl Send for Library {}
-// SAFETY: as above.
-unsafe impl Sync for Library {}
-
-impl Drop for Library {
-    fn drop(&mut self) {
-        // SAFETY: made once, by `open`.
-        unsafe { (self.calls.destroy)(self.handle) };
-    }
-}
-
-type Create = unsafe extern "C" fn(*mut Opaque) -> Status;
-type Destroy = unsafe extern "C" fn(Opaque) -> Status;
-type Set = unsafe extern "C" fn(Opaque, u32, *const c_void, usize) -> Status;
-type Describe = unsafe extern "C" fn(*mut Opaque, u32, u32) -> Status;
-type Layout = unsafe extern "C" fn(*mut Opaque, u32, u64, u64, i64) -> Status;
-type Choose = unsafe extern "C" fn(
-    Opaque,
-    Opaque,
-    Opaque,
-    Opaque,
-    Opaque,
-    Opaque,
-    Opaque,
-    c_int,
-    *mut sys::cublasLtMatmulHeuristicResult_t,
-    *mut c_int,
-) -> Status;
-type Multiply = unsafe extern "C" fn(
-    Opaque,
-    Opaque,
-    *const c_void,
-    *const c_void,
-    Opaque,
-    *const c_void,
-    Opaque,
-    *const c_void,
-    *const c_void,
-    Opaque,
-    *mut c_void,
-    Opaque,
-    *const sys::cublasLtMatmulAlgo_t,
-    *mut c_void,
-    usize,
-    *mut c_void,
-) -> Status;
-
-/// The functions of the library, as its header (cublasLt.h) types them.
-#[derive(Debug, Clone, Copy)]
-struct Calls {
-    version: unsafe extern "C" fn() -> usize,
-    create: Create,
-    destroy: Destroy,
-    describe: Describe,
-    set: Set,
-    undescribe: Destroy,
-    layout: Layout,
-    unlayout: Destroy,
-    prefer: Create,
-    set_preferred: Set,
-    unprefer: Destroy,
-    choose: Choose,
-    multiply: Multiply,
-}
-
-impl Calls {
-    fn of(found: &Found) -> Result<Calls> {
-        Ok(Calls {
-            version: found.function("cublasLtGetVersion")?,
-            create: found.function("cublasLtCreate")?,
-            destroy: found.function("cublasLtDestroy")?,
-            describe: found.function("cublasLtMatmulDescCreate")?,
-            set: found.function("cublasLtMatmulDescSetAttribute")?,
-            undescribe: found.function("cublasLtMatmulDescDestroy")?,
-            layout: found.function("cublasLtMatrixLayoutCreate")?,
-            unlayout: found.function("cublasLtMatrixLayoutDestroy")?,
-            prefer: found.function("cublasLtMatmulPreferenceCreate")?,
-            set_preferred: found.function("cublasLtMatmulPreferenceSetAttribute")?,
-            unprefer: found.function("cublasLtMatmulPreferenceDestroy")?,
-            choose: found.function("cublasLtMatmulAlgoGetHeuristic")?,
-            multiply: found.function("cublasLtMatmul")?,
-        })
-    }
-}
-
-/// Fails where the library could not do `what`.
-fn good(what: &str, status: Status) -> Result<()> {
-    match status {
-        GOOD => Ok(()),
-        _ => {
-            let why = format!("it could not {what} (cublasStatus_t {status})");
-            let next = "check the GPU with nvidia-smi, or install another cuBLAS";
-            Err(Error::value("products", "cuBLASLt", why, next))
-        }
-    }
-}
-
-/// A thing of the library's with what ends it.
-#[derive(Debug)]
-struct Held(Opaque, Destroy);
-
-impl Held {
-    fn new(what: &str, end: Destroy, make: impl FnOnce(&mut Opaque) -> Status) -> Result<Held> {
-        let mut made = std::ptr::null_mut();
-        good(what, make(&mut made))?;
-        Ok(Held(made, end))
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        // SAFETY: made once, by `new`.
-        unsafe { (self.1)(self.0) };
     }
 }
 
@@ -354,15 +205,6 @@ fn layout(calls: &Calls, matrix: &Matrix, (rows, columns): (u64, u64)) -> Result
     Held::new("lay out a matrix", calls.unlayout, |made| {
         // SAFETY: a place to write to.
         unsafe { (calls.layout)(made, format, columns, rows, matrix.stride as i64) }
-    })
-}
-
-/// Gives an attribute of `of` a value, whose type is that which the attribute has.
-fn set<T>(call: Set, of: &Held, what: u32, value: T) -> Result<()> {
-    let at = std::ptr::from_ref(&value).cast();
-    // SAFETY: the value is read before it returns.
-    good("take an attribute", unsafe {
-        call(of.0, what, at, size_of::<T>())
     })
 }
 
