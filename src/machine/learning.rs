@@ -77,21 +77,60 @@ pub struct Row {
 /// # Errors
 /// The first cell that fails, or a file that cannot be written.
 pub fn bench(options: &Options, progress: &mut dyn FnMut(&str, f64)) -> Result<Vec<Row>> {
+    let run = |cell: &Cell, known: Option<Row>| match known {
+        Some(_) => Ok(None),
+        None => run(cell, options).map(Some),
+    };
+    each(options, progress, run)
+}
+
+/// Measures the steps of every valid row there is again, without training on, and predicts them for the machine of `options`.
+///
+/// # Errors
+/// The first row whose plan is refused or whose step fails, or a file that cannot be written.
+pub fn times(options: &Options, progress: &mut dyn FnMut(&str, f64)) -> Result<Vec<Row>> {
+    let timed = |cell: &Cell, known: Option<Row>| {
+        let row = known.map(|row| timed(cell, row, options));
+        row.transpose()
+    };
+    each(options, progress, timed)
+}
+
+/// Keeps what `make` makes of every cell that is wanted and of its row, where that is of programs as they are lowered now.
+fn each(
+    options: &Options,
+    progress: &mut dyn FnMut(&str, f64),
+    make: impl Fn(&Cell, Option<Row>) -> Result<Option<Row>>,
+) -> Result<Vec<Row>> {
     let all = wanted(options)?;
     let mut done = read(&options.rows)?;
     for (number, cell) in all.iter().enumerate() {
         progress(&cell.name, number as f64 / all.len() as f64);
         let programs = cell.lowered()?;
-        if done
-            .iter()
-            .any(|r| r.name == cell.name && r.programs == programs)
-        {
-            continue;
+        let valid = |r: &&Row| r.name == cell.name && r.programs == programs;
+        let known = done.iter().find(valid).cloned();
+        if let Some(row) = make(cell, known)? {
+            rows::keep(&options.rows, &mut done, row)?;
         }
-        let row = run(cell, options)?;
-        rows::keep(&options.rows, &mut done, row)?;
     }
     Ok(done)
+}
+
+/// `row` with the time of a step as it is now: where it starts does not matter for that.
+fn timed(cell: &Cell, row: Row, options: &Options) -> Result<Row> {
+    let scratch = Cell {
+        start: Start::Scratch,
+        ..cell.clone()
+    };
+    let mut session = open(&scratch, options)?;
+    for _ in 0..TIMED {
+        session.step()?;
+    }
+    Ok(Row {
+        predicted_step: predicted_step(&session, options)?,
+        measured_step: session.step_seconds(),
+        ..row
+    })
 }
 
 /// The cells whose names begin as they should.
@@ -101,36 +140,6 @@ fn wanted(options: &Options) -> Result<Vec<Cell>> {
     rows::expect_any(only, &names, "PART/METHOD/SEED")?;
     all.retain(|cell| rows::wants(only, &cell.name));
     Ok(all)
-}
-
-/// Measures the steps of every row there is again, without training on, and predicts them for the machine of `options`.
-///
-/// # Errors
-/// The first row whose plan is refused or whose step fails, or a file that cannot be written.
-pub fn times(options: &Options, progress: &mut dyn FnMut(&str, f64)) -> Result<Vec<Row>> {
-    let all = wanted(options)?;
-    let mut done = read(&options.rows)?;
-    for (number, cell) in all.iter().enumerate() {
-        progress(&cell.name, number as f64 / all.len() as f64);
-        let Some(row) = done.iter().find(|r| r.name == cell.name).cloned() else {
-            continue;
-        };
-        let scratch = Cell {
-            start: Start::Scratch,
-            ..cell.clone()
-        };
-        let mut session = open(&scratch, options)?;
-        for _ in 0..TIMED {
-            session.step()?;
-        }
-        let row = Row {
-            predicted_step: predicted_step(&session, options)?,
-            measured_step: session.step_seconds(),
-            ..row
-        };
-        rows::keep(&options.rows, &mut done, row)?;
-    }
-    Ok(done)
 }
 
 /// A run of a few steps that shows the way a cell goes.

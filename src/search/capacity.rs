@@ -4,7 +4,6 @@ use rayon::prelude::*;
 
 use super::goal::{self, Goal};
 use super::problem::Problems;
-use super::solve::Wish;
 use super::{Candidate, families};
 use crate::error::Result;
 use crate::machine::estimate::{self, Estimate};
@@ -146,7 +145,7 @@ fn largest_model(
         let middle = (low + high) / 2;
         progress(&format!("{}: {}", class.title(), models[middle].name));
         let request = class.asked(&at(models[middle])?);
-        match planned(&request, class, Wish::Any) {
+        match planned(&request, class) {
             Ok(Some(plan)) => {
                 largest = Some((request, plan));
                 low = middle + 1;
@@ -160,13 +159,9 @@ fn largest_model(
             }
         }
     }
-    match (refused, largest) {
-        (Some(error), _) if models.is_empty() => Err(error),
-        (_, Some((request, any))) => {
-            let fastest = planned(&request, class, Wish::Fastest)?;
-            Ok(Some((request, fastest.unwrap_or(any))))
-        }
-        (_, None) => Ok(None),
+    match refused {
+        Some(error) if models.is_empty() => Err(error),
+        _ => Ok(largest),
     }
 }
 
@@ -203,22 +198,22 @@ fn most(request: &Request, class: Class, known: &Candidate, end: u64, extent: Ex
     let from = extent.of(request);
     let end = end.max(from);
     let carried = carried(request, class, end, extent);
-    let mut low = carried.unwrap_or((from, known.clone()));
-    let (mut high, mut step) = (end + 1, 1);
+    let mut low = carried.clone().unwrap_or((from, known.clone()));
+    let (mut high, mut step, mut searched) = (end + 1, 1, carried.is_none());
     while low.0 + 1 < high {
         let next = match high > end {
             true => (low.0 + step).min(end),
             false => (low.0 + high) / 2,
         };
-        match planned(&extent.at(request, next), class, Wish::Any).unwrap_or_default() {
-            Some(plan) => (low, step) = ((next, plan), step * 2),
+        match planned(&extent.at(request, next), class).unwrap_or_default() {
+            Some(plan) => (low, step, searched) = ((next, plan), step * 2, true),
             None => high = next,
         }
     }
     let (count, plan) = low;
-    let fastest = match count > from {
-        true => planned(&extent.at(request, count), class, Wish::Fastest).unwrap_or_default(),
-        false => None,
+    let fastest = match searched {
+        true => None,
+        false => planned(&extent.at(request, count), class).unwrap_or_default(),
     };
     Most {
         count,
@@ -227,20 +222,20 @@ fn most(request: &Request, class: Class, known: &Candidate, end: u64, extent: Ex
     }
 }
 
-/// The plan of the batch in one piece that is looked for; none where none fits.
+/// The fastest plan of the batch in one piece; none where none fits.
 ///
 /// # Errors
 /// Where the job is wrong.
-fn planned(request: &Request, class: Class, wish: Wish) -> Result<Option<Candidate>> {
+fn planned(request: &Request, class: Class) -> Result<Option<Candidate>> {
     let whole = undivided(request);
     // What is exact comes first in every class, and is found sooner.
     let exact = match class {
-        Class::Lossy => goal::best(&Class::Exact.asked(&whole), Some(class.goal()), wish)?,
+        Class::Lossy => goal::best(&Class::Exact.asked(&whole), Some(class.goal()))?,
         _ => None,
     };
     let mut plan = match exact {
         Some(exact) => Some(exact),
-        None => goal::best(&whole, Some(class.goal()), wish)?,
+        None => goal::best(&whole, Some(class.goal()))?,
     };
     if let Some(plan) = plan.as_mut().filter(|_| whole.fixed != request.fixed) {
         plan.plan.choices.retain(|c| c.technique != ACCUMULATE);

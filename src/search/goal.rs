@@ -5,7 +5,6 @@ use std::time::Instant;
 
 use rayon::prelude::*;
 
-use super::solve::Wish;
 use super::{Answer, Candidate, Found, found};
 use crate::error::{Error, Result};
 use crate::plan::{Choice, Plan, Request};
@@ -116,7 +115,7 @@ pub(super) fn answered(
     let begin = Instant::now();
     let mut last = None;
     for stage in stages(request, goal)? {
-        let all = match tried(&stage, goal, Wish::Fastest) {
+        let all = match tried(&stage, goal) {
             // What cannot be adapted does not fit in full either.
             Err(_) if last.is_some() => break,
             all => all?,
@@ -140,13 +139,13 @@ pub(super) fn answered(
     Ok((request, answer))
 }
 
-/// The plan that [`search`] would find, or any other where that is looked for, where one fits; without reasons where none does.
+/// The plan that [`search`] would find, where one fits, without reasons where none does.
 ///
 /// # Errors
 /// As [`search`].
-pub(super) fn best(request: &Request, goal: Option<Goal>, wish: Wish) -> Result<Option<Candidate>> {
+pub(super) fn best(request: &Request, goal: Option<Goal>) -> Result<Option<Candidate>> {
     for stage in stages(request, goal)? {
-        let all = tried(&stage, goal, wish)?;
+        let all = tried(&stage, goal)?;
         if let Some(index) = fastest(&all) {
             return Ok(all.into_iter().nth(index).and_then(|(_, found)| found.best));
         }
@@ -205,9 +204,9 @@ fn adapted(request: &Request) -> Result<Vec<Request>> {
 }
 
 /// Searches all of a stage; refused only where all are.
-fn tried(stage: &[Request], goal: Option<Goal>, wish: Wish) -> Result<Vec<(Request, Found)>> {
+fn tried(stage: &[Request], goal: Option<Goal>) -> Result<Vec<(Request, Found)>> {
     let accepts = |plan: &Plan| goal.is_none_or(|goal| goal.meets(plan));
-    let one = |request: &Request| Ok((request.clone(), found(request, &accepts, wish)?));
+    let one = |request: &Request| Ok((request.clone(), found(request, &accepts)?));
     let all: Vec<Result<(Request, Found)>> = stage.par_iter().map(one).collect();
     let (fine, refused): (Vec<_>, Vec<_>) = all.into_iter().partition(Result::is_ok);
     match refused.into_iter().find_map(Result::err) {

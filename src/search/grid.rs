@@ -7,7 +7,6 @@ use serde::{Deserialize, Serialize};
 
 use super::policies::{HOMES, POLICIES};
 use super::problem::{Problem, Problems};
-use super::solve::Wish;
 use super::{Candidate, segments, solve};
 use crate::error::Result;
 use crate::machine::rows::{self, Named};
@@ -145,7 +144,7 @@ fn sweep(begin: &str, request: &Request) -> Result<Vec<Row>> {
     let row = |share: u64| {
         let device = Bytes((whole.gpu * share as f64 / 100.0) as u64);
         let budget = request.job.target.budget().with_device(device);
-        let solved = solve::within(&problems, request, &budget, Wish::Fastest)?;
+        let solved = solve::within(&problems, request, &budget, None)?;
         let fits = solved.candidates.iter().filter(|c| c.fits(&budget));
         let best = fits.min_by(|a, b| a.estimate.step.0.total_cmp(&b.estimate.step.0));
         Ok(Row {

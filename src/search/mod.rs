@@ -29,7 +29,6 @@ use std::time::Instant;
 use families::Family;
 use front::{Front, POINTS};
 pub use misfit::Misfit;
-use solve::Wish;
 
 use crate::error::Result;
 use crate::machine::estimate::{self, Estimate};
@@ -155,7 +154,7 @@ pub fn search(request: &Request) -> Result<Answer> {
 /// # Errors
 /// As [`search`].
 pub fn plan(request: &Request) -> Result<(Answer, Front)> {
-    found(request, &|_| true, Wish::Fastest)?.answer(request, true)
+    found(request, &|_| true)?.answer(request, true)
 }
 
 /// What a search found, before anything is said of what does not fit.
@@ -174,27 +173,18 @@ struct Found {
     begin: Instant,
 }
 
-/// Searches for what is looked for among the plans that `accepts` takes.
-fn found(request: &Request, accepts: &dyn Fn(&Plan) -> bool, wish: Wish) -> Result<Found> {
+/// Searches among the plans that `accepts` takes.
+fn found(request: &Request, accepts: &dyn Fn(&Plan) -> bool) -> Result<Found> {
     let begin = Instant::now();
     // The plan that is chosen was lowered before it is proved.
     let _kept = lowered::keep();
     let budget = request.job.target.budget();
-    let (priced, solved) = rayon::join(
-        || price::all(request),
-        || outer::solve(request, &budget, wish),
-    );
+    let (priced, solved) = rayon::join(|| price::all(request), || outer::solve(request, &budget));
     let (mut considered, solved) = (priced?, solved?);
     considered.extend(solved.candidates);
     considered.retain(|c| accepts(&c.plan));
-    let best = fastest(&considered, &budget)?;
-    let any = wish == Wish::Any && considered.iter().any(|c| c.fits(&budget));
-    if best.is_none() && any {
-        // The first that fits as it is estimated does not when it is proved: another may.
-        return found(request, accepts, Wish::Fastest);
-    }
     Ok(Found {
-        best,
+        best: fastest(&considered, &budget)?,
         considered,
         bound: solved.bound,
         front: solved.front,

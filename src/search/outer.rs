@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::families::{self, Family};
 use super::front::put;
 use super::price::decides;
-use super::solve::{self, Solved, Wish};
+use super::solve::{self, Solved};
 use super::{Candidate, exact, may_choose};
 use crate::error::Result;
 use crate::plan::{Choice, Request};
@@ -15,19 +15,19 @@ use crate::spec::units::Seconds;
 /// Steps within this of what their compute alone takes leave nothing for micro-batches to gain.
 const BARE: f64 = 1.01;
 
-/// Solves `request` for what is looked for as it is, in micro-batches where that may be faster, and by lossy methods where they are allowed.
+/// Solves `request` as it is, in micro-batches where that may be faster, and by lossy methods where they are allowed.
 ///
 /// # Errors
 /// Where the job or a fixed choice is wrong.
-pub fn solve(request: &Request, budget: &Budget, wish: Wish) -> Result<Solved> {
+pub fn solve(request: &Request, budget: &Budget) -> Result<Solved> {
     let of_family = |family: &'static Family| {
-        let mut solved = divided(&families::request(family, request)?, budget, wish)?;
+        let mut solved = divided(&families::request(family, request)?, budget)?;
         // What does without the method is found without it.
         solved.candidates.retain(|c| family.is_in(&c.plan));
         Ok(named(solved, family.name, Some(family)))
     };
     let (own, lossy) = rayon::join(
-        || divided(&exact(request), budget, wish),
+        || divided(&exact(request), budget),
         || {
             let open = families::open(request).into_par_iter();
             open.map(of_family).collect::<Vec<Result<Solved>>>()
@@ -42,15 +42,14 @@ pub fn solve(request: &Request, budget: &Budget, wish: Wish) -> Result<Solved> {
 }
 
 /// Solves `request` whole, then in twice as many micro-batches each time, while that is faster or nothing fits.
-fn divided(request: &Request, budget: &Budget, wish: Wish) -> Result<Solved> {
-    let mut all = solve::solve(request, budget, wish)?;
+fn divided(request: &Request, budget: &Budget) -> Result<Solved> {
+    let mut all = solve::solve(request, budget, None)?;
     let open = may_choose(request, "accumulate");
     let batch = request.job.batch;
     let parts = std::iter::successors(Some(2), |parts| Some(parts * 2));
     for parts in parts.take_while(|&parts| open && parts <= batch && batch.is_multiple_of(parts)) {
         let fastest = fastest(&all.candidates, budget);
-        let enough = |step| wish == Wish::Any || step <= all.compute.0 * BARE;
-        if fastest.is_some_and(enough) {
+        if fastest.is_some_and(|step| step <= all.compute.0 * BARE) {
             break;
         }
         let micro = (batch / parts).to_string();
@@ -60,8 +59,7 @@ fn divided(request: &Request, budget: &Budget, wish: Wish) -> Result<Solved> {
         }
         let mut divided = request.clone();
         divided.fixed.push(choice);
-        let wish = fastest.map_or(wish, |step| Wish::Faster(Seconds(step)));
-        let Ok(more) = solve::solve(&divided, budget, wish) else {
+        let Ok(more) = solve::solve(&divided, budget, fastest.map(Seconds)) else {
             break;
         };
         let gains = match (fastest, self::fastest(&more.candidates, budget)) {

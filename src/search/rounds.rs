@@ -121,11 +121,6 @@ impl<'a> Rounds<'a> {
         all.into_iter().collect()
     }
 
-    /// Whether any plan that was lowered fits.
-    pub(super) fn fit(&self) -> bool {
-        self.candidates.iter().any(|c| c.fits(self.budget))
-    }
-
     /// The fastest step that was found to fit.
     fn best(&self) -> f64 {
         let fitting = self.candidates.iter().filter(|c| c.fits(self.budget));

@@ -31,34 +31,13 @@ pub struct Solved {
 /// Plans that are lowered whole where nothing that was solved for fits: those that take least.
 const LEAST: usize = 4;
 
-/// What is looked for.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Wish {
-    /// The fastest plan.
-    Fastest,
-    /// Plans that are faster than a step that is known to fit.
-    Faster(Seconds),
-    /// Any plan that fits, the sooner the better.
-    Any,
-}
-
-impl Wish {
-    /// The step that is known to fit.
-    pub(super) fn known(self) -> Option<Seconds> {
-        match self {
-            Wish::Faster(known) => Some(known),
-            Wish::Fastest | Wish::Any => None,
-        }
-    }
-}
-
-/// Solves `request` within `budget` for what is looked for.
+/// Solves `request` within `budget`, for plans that are faster than a step of `known`.
 ///
 /// # Errors
 /// Where no home of the states can be planned.
-pub fn solve(request: &Request, budget: &Budget, wish: Wish) -> Result<Solved> {
+pub fn solve(request: &Request, budget: &Budget, known: Option<Seconds>) -> Result<Solved> {
     let problems = Problems::of(request)?;
-    let solved = within(&problems, request, budget, wish)?;
+    let solved = within(&problems, request, budget, known)?;
     Ok(Solved {
         front: problems.into(),
         ..solved
@@ -68,7 +47,7 @@ pub fn solve(request: &Request, budget: &Budget, wish: Wish) -> Result<Solved> {
 /// Solves the `problems` of `request` within `budget`, without their front.
 ///
 /// What is proposed to be fastest is lowered whole. What it really takes enters, and its problem is solved again, until nothing is
-/// proposed to be faster than the fastest plan that was lowered, or than a step that is known to fit; where any plan is enough, until one fits.
+/// proposed to be faster than the fastest plan that was lowered, or than a step that is `known` to fit.
 ///
 /// # Errors
 /// Where a plan that was proposed cannot be lowered.
@@ -76,29 +55,26 @@ pub fn within(
     problems: &Problems,
     request: &Request,
     budget: &Budget,
-    wish: Wish,
+    known: Option<Seconds>,
 ) -> Result<Solved> {
     let bounds: Vec<Option<f64>> = (problems.all.par_iter())
         .map(|problem| problem.layers.bound(budget))
         .collect();
     let bound = bounds.iter().flatten().copied().reduce(f64::min);
-    let mut rounds = Rounds::new(problems, request, budget, (&bounds, wish.known()));
-    let enough = |rounds: &Rounds| wish == Wish::Any && rounds.fit();
-    while let Some(next) = rounds.next().filter(|_| !enough(&rounds)) {
+    let mut rounds = Rounds::new(problems, request, budget, (&bounds, known));
+    while let Some(next) = rounds.next() {
         for tried in rounds.lowered(next, AGAIN)? {
             rounds.learn(tried);
         }
     }
-    if !enough(&rounds) {
-        // What does not fit as others would have it was solved for already.
-        let others = rounds.others();
-        let others = rounds.lowered(others, 0)?.into_iter();
-        rounds
-            .candidates
-            .extend(others.map(|tried| tried.candidate));
-    }
+    let others = rounds.others();
+    // What does not fit as others would have it was solved for already.
+    let others = rounds.lowered(others, 0)?;
+    rounds
+        .candidates
+        .extend(others.into_iter().map(|tried| tried.candidate));
     let mut candidates = rounds.candidates;
-    if wish.known().is_none() && !candidates.iter().any(|c| c.fits(budget)) {
+    if known.is_none() && !candidates.iter().any(|c| c.fits(budget)) {
         let least = problems.smallest(budget).into_iter().take(LEAST);
         let least: Vec<(&Problem, Counts)> = least.collect();
         let whole =

@@ -222,20 +222,16 @@ fn choose(
     let whole = sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_NONE as u32;
     let scheme = Preferred::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK as u32;
     let workspace = Preferred::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES as u32;
-    set(calls.set_preferred, &preferred, scheme, whole)?;
     set(calls.set_preferred, &preferred, workspace, WORKSPACE)?;
+    let set = |what: u32, value: u32| set(calls.set_preferred, &preferred, what, value);
+    set(scheme, whole)?;
     for aligned in [
         Preferred::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
         Preferred::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
         Preferred::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
         Preferred::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
     ] {
-        set(
-            calls.set_preferred,
-            &preferred,
-            aligned as u32,
-            ALIGNED as u32,
-        )?;
+        set(aligned as u32, ALIGNED as u32)?;
     }
     let mut found = std::mem::MaybeUninit::<sys::cublasLtMatmulHeuristicResult_t>::zeroed();
     let mut count = 0;
