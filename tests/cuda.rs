@@ -195,6 +195,7 @@ fn nothing_left(run: &Run) {
         "events",
         "modules",
         "contexts",
+        "graphs",
     ] {
         assert_eq!(run.count(what), 0, "{what}: {}", run.counts);
     }
@@ -345,6 +346,40 @@ fn products_are_those_of_cublaslt_where_it_is_found_and_our_own_elsewhere() {
         nothing_left(run);
     }
     assert!(own.count("launches") > theirs.count("launches") + 40);
+}
+
+#[test]
+fn launches_go_in_graphs_that_are_renewed_each_step_and_one_by_one_where_there_are_none() {
+    if let Err(reason) = double() {
+        return println!("{reason}");
+    }
+    let wanted = train("cpu", &COPIES, &[]).losses();
+    let graphs = train("cuda", &COPIES, &[]);
+    let without = |fail| train("cuda", &COPIES, &[("MEMFIT_DOUBLE_FAIL", fail)]);
+    let (none, spoiled, unpinned) = (without("graphs"), without("capture:2"), without("pin"));
+    for (run, says) in [
+        (&graphs, "launches go in CUDA graphs"),
+        (&none, "launches go one by one: capturing a stream"),
+        (&spoiled, "STREAM_CAPTURE_INVALIDATED"),
+        (&unpinned, "launches go in CUDA graphs"),
+    ] {
+        assert!(run.output.status.success(), "{says}: {}", run.errors());
+        assert!(run.json()["device"].to_string().contains(says), "{says}");
+        let got = run.losses();
+        assert!(near(&got, &wanted), "{says}: {got:?} against {wanted:?}");
+        assert_eq!(got, graphs.losses(), "{says}");
+        nothing_left(run);
+    }
+    assert!(graphs.count("graph_launches") > 3);
+    assert_eq!(none.count("graph_launches"), 0);
+    assert!(none.count("launches") > graphs.count("launches"));
+    assert_eq!(none.count("ran"), graphs.count("ran"));
+    // An update on the device depends on the step: graphs that keep the parameters they were captured with are found out.
+    let update = train("cuda", &["adamw"], &[]);
+    let stale = train("cuda", &["adamw"], &[("MEMFIT_DOUBLE_FAIL", "stale")]);
+    let wanted = train("cpu", &["adamw"], &[]).losses();
+    assert!(near(&update.losses(), &wanted) && !near(&stale.losses(), &wanted));
+    assert!(update.count("renewed") > 10);
 }
 
 #[test]

@@ -13,7 +13,8 @@ use crate::program::{BufferId, EventId, Program, Span};
 use crate::spec::job::Target;
 use crate::spec::units::Seconds;
 pub use cost::{
-    Cost, MATMUL_EFFICIENCY, MEMORY_EFFICIENCY, curve_key, efficiency_key, ideal_seconds, node_work,
+    Cost, MATMUL_EFFICIENCY, MEMORY_EFFICIENCY, curve_key, efficiency_key, ideal_seconds,
+    node_launches, node_work,
 };
 use cost::{RESOURCES, copy_cost, node_cost};
 

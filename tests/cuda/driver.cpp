@@ -8,7 +8,8 @@
 // MEMFIT_DOUBLE_SEED       the order (default 0)
 // MEMFIT_DOUBLE_MEMORY     bytes of the device (default 1 GiB)
 // MEMFIT_DOUBLE_FAIL       launch:N, the N-th launch is refused; fault:N, the N-th kernel fails as it runs; lost:N, the device
-//                          is lost at the N-th launch; pin, nothing can be pinned; devices, there are none
+//                          is lost at the N-th launch; pin, nothing can be pinned; devices, there are none; graphs, nothing can be
+//                          captured; capture:N, the N-th capture comes to nothing; stale, kernels in graphs keep their parameters
 // MEMFIT_DOUBLE_DROP       N: of the waits of streams for events, the N-th and every 64th after it is forgotten
 // MEMFIT_DOUBLE_REPORT     a file that counts are written to when the process ends
 #include <condition_variable>
@@ -39,7 +40,10 @@ enum {
     INVALID_HANDLE = 400,
     NOT_FOUND = 500,
     ILLEGAL_ADDRESS = 700,
-    OUT_OF_RESOURCES = 701
+    OUT_OF_RESOURCES = 701,
+    NOT_SUPPORTED = 801,
+    CAPTURE_UNSUPPORTED = 900,
+    CAPTURE_INVALIDATED = 901
 };
 
 static const Address SHIFT = Address(1) << 45;
@@ -52,8 +56,10 @@ struct Operation {
     uint64_t after = 0; // a record that must be done
     uint64_t record = 0;
 };
+struct Graph;
 struct Stream {
     std::deque<Operation> queue;
+    Graph *capture = nullptr; // what is queued goes there instead
 };
 struct Module {
     void *library;
@@ -64,6 +70,26 @@ struct Function {
     std::string name;
     const char *signature; // one character for each parameter: p, 4, 8
     int shared = 48 << 10;
+};
+// A kernel with the values of its parameters.
+struct Kernel {
+    Function *function;
+    unsigned grid[3], threads, shared;
+    std::vector<uint64_t> words;
+};
+// What a graph holds: a kernel, a record of an event, or something else that runs.
+struct Node {
+    std::function<Result()> run;
+    Kernel kernel = {};
+    Event *record = nullptr;
+};
+struct Graph {
+    std::vector<Node *> nodes; // one behind the other
+    bool whole = true;
+};
+struct Executable {
+    std::map<Node *, size_t> index;
+    std::vector<Node> nodes;
 };
 struct Piece {
     char *mapping;
@@ -102,9 +128,11 @@ struct Device {
     std::vector<Stream *> streams;
     std::set<Event *> events;
     std::set<Module *> modules;
+    std::set<Graph *> graphs;
+    std::set<Executable *> executables;
     std::vector<bool> done{true}; // by record
     size_t used = 0, most = 0, pinned_used = 0, pinned_most = 0;
-    uint64_t random = 0, launches = 0, ran = 0, waits = 0;
+    uint64_t random = 0, launches = 0, ran = 0, waits = 0, captures = 0, graph_launches = 0, renewed = 0;
     int contexts = 0;
     size_t capacity = size_t(1) << 30;
     Result sticky = SUCCESS;
@@ -170,12 +198,29 @@ struct Device {
     }
     Result add(Stream *s, Operation op) {
         if (sticky != SUCCESS) return sticky;
+        if (s->capture) {
+            s->capture->nodes.push_back(new Node{std::move(op.run)});
+            return SUCCESS;
+        }
         s->queue.push_back(std::move(op));
         // Under some seeds the device is quick now and then.
         while (random % 3 == 0 && draw() % 4 == 0 && step()) {}
         return SUCCESS;
     }
+    // What a stream that captures must not be asked for.
+    Result spoiled(Stream *s) {
+        s->capture->whole = false;
+        return CAPTURE_UNSUPPORTED;
+    }
+    Result record(Stream *s, Event *event) {
+        Operation op;
+        op.record = done.size();
+        done.push_back(false);
+        event->record = op.record;
+        return add(s, std::move(op));
+    }
     Result drain(Stream *s) {
+        if (s->capture) return spoiled(s);
         while (!s->queue.empty())
             if (!step()) {
                 fprintf(stderr, "driver double: a stream waits for what nobody will do\n");
@@ -189,9 +234,11 @@ struct Device {
         if (!file) return;
         fprintf(file,
                 "{\"device_most\": %zu, \"device_live\": %zu, \"pinned_most\": %zu, \"pinned_live\": %zu, \"streams\": %zu, "
-                "\"events\": %zu, \"modules\": %zu, \"contexts\": %d, \"launches\": %llu, \"ran\": %llu, \"waits\": %llu}\n",
+                "\"events\": %zu, \"modules\": %zu, \"contexts\": %d, \"launches\": %llu, \"ran\": %llu, \"waits\": %llu, "
+                "\"graphs\": %zu, \"graph_launches\": %llu, \"renewed\": %llu}\n",
                 most, used, pinned_most, pinned_used, streams.size(), events.size(), modules.size(), contexts,
-                (unsigned long long)launches, (unsigned long long)ran, (unsigned long long)waits);
+                (unsigned long long)launches, (unsigned long long)ran, (unsigned long long)waits,
+                graphs.size() + executables.size(), (unsigned long long)graph_launches, (unsigned long long)renewed);
         fclose(file);
     }
 };
@@ -266,7 +313,9 @@ API cuGetErrorName(Result error, const char **text) {
         {OUT_OF_MEMORY, "CUDA_ERROR_OUT_OF_MEMORY"},   {DEVICE_UNAVAILABLE, "CUDA_ERROR_DEVICE_UNAVAILABLE"},
         {NO_DEVICE, "CUDA_ERROR_NO_DEVICE"},           {INVALID_HANDLE, "CUDA_ERROR_INVALID_HANDLE"},
         {NOT_FOUND, "CUDA_ERROR_NOT_FOUND"},           {ILLEGAL_ADDRESS, "CUDA_ERROR_ILLEGAL_ADDRESS"},
-        {OUT_OF_RESOURCES, "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES"}, {INVALID_VALUE, "CUDA_ERROR_INVALID_VALUE"}};
+        {OUT_OF_RESOURCES, "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES"}, {INVALID_VALUE, "CUDA_ERROR_INVALID_VALUE"},
+        {NOT_SUPPORTED, "CUDA_ERROR_NOT_SUPPORTED"}, {CAPTURE_UNSUPPORTED, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"},
+        {CAPTURE_INVALIDATED, "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"}};
     auto found = names.find(error);
     *text = found == names.end() ? "CUDA_ERROR_UNKNOWN" : found->second;
     return SUCCESS;
@@ -276,7 +325,9 @@ API cuGetErrorString(Result error, const char **text) {
         {OUT_OF_MEMORY, "out of memory"},          {DEVICE_UNAVAILABLE, "the device is unavailable"},
         {NO_DEVICE, "no device"},                  {INVALID_HANDLE, "invalid resource handle"},
         {NOT_FOUND, "named symbol not found"},     {ILLEGAL_ADDRESS, "an illegal memory access was encountered"},
-        {OUT_OF_RESOURCES, "too many resources requested for launch"}, {INVALID_VALUE, "invalid argument"}};
+        {OUT_OF_RESOURCES, "too many resources requested for launch"}, {INVALID_VALUE, "invalid argument"},
+        {NOT_SUPPORTED, "operation not supported"}, {CAPTURE_UNSUPPORTED, "operation not permitted when stream is capturing"},
+        {CAPTURE_INVALIDATED, "operation failed due to a previous error during capture"}};
     auto found = texts.find(error);
     *text = found == texts.end() ? "unknown error" : found->second;
     return SUCCESS;
@@ -363,6 +414,7 @@ API cuStreamSynchronize(void *stream) {
 }
 API cuStreamWaitEvent(void *stream, void *event, unsigned) {
     ENTER;
+    if (static_cast<Stream *>(stream)->capture) return d.spoiled(static_cast<Stream *>(stream));
     uint64_t after = static_cast<Event *>(event)->record, at = ++d.waits;
     if (d.drop && at % 64 == d.drop % 64) return SUCCESS;
     Operation op;
@@ -386,11 +438,17 @@ API cuEventDestroy_v2(void *event) {
 }
 API cuEventRecord(void *event, void *stream) {
     ENTER;
-    Operation op;
-    op.record = d.done.size();
-    d.done.push_back(false);
-    static_cast<Event *>(event)->record = op.record;
-    return d.add(static_cast<Stream *>(stream), std::move(op));
+    Stream *s = static_cast<Stream *>(stream);
+    // An event of a capture can be waited for by nobody outside.
+    return s->capture ? d.spoiled(s) : d.record(s, static_cast<Event *>(event));
+}
+API cuEventRecordWithFlags(void *event, void *stream, unsigned flags) {
+    ENTER;
+    Stream *s = static_cast<Stream *>(stream);
+    if (flags == 0) return cuEventRecord(event, stream);
+    if (flags != 1 || !s->capture) return INVALID_VALUE;
+    s->capture->nodes.push_back(new Node{nullptr, {}, static_cast<Event *>(event)});
+    return SUCCESS;
 }
 API cuEventSynchronize(void *event) {
     ENTER;
@@ -420,6 +478,8 @@ API cuMemcpyHtoDAsync_v2(Address to, const void *from, size_t bytes, void *strea
     Operation op;
     if (d.is_pinned(from, bytes))
         op.run = [=] { return memcpy(target, from, bytes), SUCCESS; };
+    else if (static_cast<Stream *>(stream)->capture)
+        return d.spoiled(static_cast<Stream *>(stream));
     else { // pageable memory is staged before the call returns
         std::string staged(static_cast<const char *>(from), bytes);
         op.run = [=] { return memcpy(target, staged.data(), bytes), SUCCESS; };
@@ -432,6 +492,7 @@ API cuMemcpyDtoHAsync_v2(void *to, Address from, size_t bytes, void *stream) {
     if (!source) return INVALID_VALUE;
     Operation op;
     op.run = [=] { return memcpy(to, source, bytes), SUCCESS; };
+    if (static_cast<Stream *>(stream)->capture && !d.is_pinned(to, bytes)) return d.spoiled(static_cast<Stream *>(stream));
     Result added = d.add(static_cast<Stream *>(stream), std::move(op));
     // To pageable memory the call returns when the copy is done.
     return added == SUCCESS && !d.is_pinned(to, bytes) ? d.drain(static_cast<Stream *>(stream)) : added;
@@ -490,45 +551,162 @@ API cuFuncSetAttribute(void *function, int attribute, int value) {
     static_cast<Function *>(function)->shared = value;
     return SUCCESS;
 }
-API cuLaunchKernel(void *function, unsigned x, unsigned y, unsigned z, unsigned tx, unsigned ty, unsigned tz, unsigned shared,
-                   void *stream, void **parameters, void **) {
-    ENTER;
-    Function *f = static_cast<Function *>(function);
-    uint64_t number = ++d.launches;
-    if (d.fail == "launch" && number == d.fail_at) return OUT_OF_RESOURCES;
-    if (d.fail == "lost" && number == d.fail_at) return d.sticky = DEVICE_UNAVAILABLE;
-    if (int(shared) > f->shared || ty != 1 || tz != 1 || !x || !y || !z) return INVALID_VALUE;
-    std::vector<uint64_t> words;
+// A kernel as it is asked for; checked.
+static Result asked(Device &d, Function *f, const unsigned *grid, const unsigned *block, unsigned shared, void **parameters,
+                    Kernel *kernel) {
+    if (int(shared) > f->shared || block[1] != 1 || block[2] != 1 || !grid[0] || !grid[1] || !grid[2]) return INVALID_VALUE;
+    *kernel = {f, {grid[0], grid[1], grid[2]}, block[0], shared, {}};
     for (const char *type = f->signature; *type; ++type) {
         uint64_t word = 0;
-        memcpy(&word, parameters[words.size()], *type == '4' ? 4 : 8);
+        memcpy(&word, parameters[kernel->words.size()], *type == '4' ? 4 : 8);
         if (*type == 'p' && word) {
             char *host = d.at(word, 1);
             if (!host) return fprintf(stderr, "driver double: %s got an address outside of memory\n", f->name.c_str()), ILLEGAL_ADDRESS;
             word = reinterpret_cast<uint64_t>(host);
         }
-        words.push_back(word);
+        kernel->words.push_back(word);
     }
-    uint64_t seed = d.draw();
+    return SUCCESS;
+}
+static Result run_kernel(Kernel kernel, uint64_t seed) {
+    Device &d = device();
+    if (d.fail == "fault" && ++d.ran == d.fail_at) return ILLEGAL_ADDRESS;
+    if (d.fail != "fault") ++d.ran;
+    Function *f = kernel.function;
+    if (!d.modules.count(f->module)) return fprintf(stderr, "driver double: %s is of a module that was unloaded\n", f->name.c_str()), INVALID_HANDLE;
+    typedef void (*Run)(const char *, const unsigned *, unsigned, unsigned, void **, uint64_t, char *, size_t);
+    Run run = reinterpret_cast<Run>(dlsym(f->module->library, "emulator_launch"));
+    std::vector<void *> pointers;
+    for (uint64_t &word : kernel.words) pointers.push_back(&word);
+    char message[256] = "";
+    std::string name = "m/" + f->name;
+    if (!d.runner) d.runner = new Runner;
+    d.runner->run([&] { run(name.c_str(), kernel.grid, kernel.threads, kernel.shared, pointers.data(), seed, message, sizeof message); });
+    if (!*message) return SUCCESS;
+    fprintf(stderr, "driver double: %s: %s\n", f->name.c_str(), message);
+    return ILLEGAL_ADDRESS;
+}
+API cuLaunchKernel(void *function, unsigned x, unsigned y, unsigned z, unsigned tx, unsigned ty, unsigned tz, unsigned shared,
+                   void *stream, void **parameters, void **) {
+    ENTER;
+    uint64_t number = ++d.launches;
+    if (d.fail == "launch" && number == d.fail_at) return OUT_OF_RESOURCES;
+    if (d.fail == "lost" && number == d.fail_at) return d.sticky = DEVICE_UNAVAILABLE;
+    unsigned grid[3] = {x, y, z}, block[3] = {tx, ty, tz};
+    Kernel kernel;
+    Result right = asked(d, static_cast<Function *>(function), grid, block, shared, parameters, &kernel);
+    if (right != SUCCESS) return right;
+    Stream *s = static_cast<Stream *>(stream);
+    if (s->capture) {
+        s->capture->nodes.push_back(new Node{nullptr, kernel});
+        return SUCCESS;
+    }
     Operation op;
-    op.run = [=]() mutable -> Result {
-        Device &d = device();
-        if (d.fail == "fault" && ++d.ran == d.fail_at) return ILLEGAL_ADDRESS;
-        if (d.fail != "fault") ++d.ran;
-        typedef void (*Run)(const char *, const unsigned *, unsigned, unsigned, void **, uint64_t, char *, size_t);
-        Run run = reinterpret_cast<Run>(dlsym(f->module->library, "emulator_launch"));
-        std::vector<void *> pointers;
-        for (uint64_t &word : words) pointers.push_back(&word);
-        unsigned grid[3] = {x, y, z};
-        char message[256] = "";
-        std::string name = "m/" + f->name;
-        if (!d.runner) d.runner = new Runner;
-        d.runner->run([&] { run(name.c_str(), grid, tx, shared, pointers.data(), seed, message, sizeof message); });
-        if (!*message) return SUCCESS;
-        fprintf(stderr, "driver double: %s: %s\n", f->name.c_str(), message);
-        return ILLEGAL_ADDRESS;
-    };
-    return d.add(static_cast<Stream *>(stream), std::move(op));
+    uint64_t seed = d.draw();
+    op.run = [=] { return run_kernel(kernel, seed); };
+    return d.add(s, std::move(op));
+}
+
+// --- graphs: what one stream was given while it captured, in its order
+
+API cuStreamBeginCapture_v2(void *stream, int) {
+    ENTER;
+    if (d.fail == "graphs") return NOT_SUPPORTED;
+    Stream *s = static_cast<Stream *>(stream);
+    if (s->capture) return d.spoiled(s);
+    s->capture = new Graph;
+    return SUCCESS;
+}
+API cuStreamEndCapture(void *stream, void **graph) {
+    ENTER;
+    Stream *s = static_cast<Stream *>(stream);
+    if (!s->capture) return INVALID_VALUE;
+    Graph *made = s->capture;
+    s->capture = nullptr;
+    *graph = nullptr;
+    if (!made->whole || (d.fail == "capture" && ++d.captures == d.fail_at)) return CAPTURE_INVALIDATED;
+    d.graphs.insert(made);
+    *graph = made;
+    return SUCCESS;
+}
+API cuStreamGetCaptureInfo_v2(void *stream, int *status, uint64_t *, void **, Node ***dependencies, size_t *count) {
+    ENTER;
+    Graph *graph = static_cast<Stream *>(stream)->capture;
+    *status = !graph ? 0 : graph->whole ? 1 : 2;
+    if (!graph) return SUCCESS;
+    *count = graph->nodes.empty() ? 0 : 1;
+    *dependencies = graph->nodes.empty() ? nullptr : &graph->nodes.back();
+    return SUCCESS;
+}
+API cuGraphInstantiateWithFlags(void **executable, void *graph, unsigned long long) {
+    ENTER;
+    Graph *of = static_cast<Graph *>(graph);
+    if (!d.graphs.count(of)) return INVALID_VALUE;
+    Executable *made = new Executable;
+    for (Node *node : of->nodes) {
+        made->index[node] = made->nodes.size();
+        made->nodes.push_back(*node);
+    }
+    d.executables.insert(made);
+    *executable = made;
+    return SUCCESS;
+}
+struct KernelNodeParams {
+    void *function;
+    unsigned grid[3], block[3], shared;
+    void **parameters, **extra;
+    void *kernel, *context;
+};
+API cuGraphExecKernelNodeSetParams_v2(void *executable, void *node, const KernelNodeParams *params) {
+    ENTER;
+    Executable *in = static_cast<Executable *>(executable);
+    auto found = in->index.find(static_cast<Node *>(node));
+    if (!d.executables.count(in) || found == in->index.end() || params->extra) return INVALID_VALUE;
+    Node &own = in->nodes[found->second];
+    if (!own.kernel.function) return INVALID_VALUE;
+    d.renewed += 1;
+    Kernel kernel;
+    Result right = asked(d, static_cast<Function *>(params->function), params->grid, params->block, params->shared,
+                         params->parameters, &kernel);
+    if (right == SUCCESS && d.fail != "stale") own.kernel = kernel;
+    return right;
+}
+API cuGraphLaunch(void *executable, void *stream) {
+    ENTER;
+    Executable *of = static_cast<Executable *>(executable);
+    Stream *s = static_cast<Stream *>(stream);
+    if (!d.executables.count(of) || s->capture) return INVALID_VALUE;
+    d.graph_launches += 1;
+    for (Node &node : of->nodes) {
+        Result queued;
+        if (node.record)
+            queued = d.events.count(node.record) ? d.record(s, node.record) : INVALID_HANDLE;
+        else {
+            Operation op;
+            op.run = node.run;
+            if (node.kernel.function) op.run = [kernel = node.kernel, seed = d.draw()] { return run_kernel(kernel, seed); };
+            queued = d.add(s, std::move(op));
+        }
+        if (queued != SUCCESS) return queued;
+    }
+    return SUCCESS;
+}
+API cuGraphExecDestroy(void *executable) {
+    Device &d = device();
+    std::lock_guard<std::recursive_mutex> held(d.lock);
+    Executable *known = static_cast<Executable *>(executable);
+    if (!d.executables.erase(known)) return INVALID_HANDLE;
+    delete known;
+    return d.sticky;
+}
+API cuGraphDestroy(void *graph) {
+    Device &d = device();
+    std::lock_guard<std::recursive_mutex> held(d.lock);
+    Graph *known = static_cast<Graph *>(graph);
+    if (!d.graphs.erase(known)) return INVALID_HANDLE;
+    for (Node *node : known->nodes) delete node;
+    delete known;
+    return d.sticky;
 }
 
 // --- for the double of cuBLASLt: where a device's bytes lie, and work of the host's in a stream

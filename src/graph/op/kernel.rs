@@ -1,5 +1,7 @@
 //! How an op runs on an NVIDIA GPU, as plain data: which text is compiled, how it is launched, what it is given.
 
+use std::fmt;
+
 use crate::graph::random::Key;
 use crate::graph::tensor::{DType, Type};
 use crate::spec::job::Backend;
@@ -55,6 +57,16 @@ pub enum Task {
     Gemm(Gemm),
 }
 
+impl Task {
+    /// Whether there is nothing to launch.
+    pub fn is_empty(&self) -> bool {
+        match self {
+            Task::Launch(launch) => launch.grid.contains(&0),
+            Task::Gemm(gemm) => gemm.m == 0 || gemm.n == 0,
+        }
+    }
+}
+
 /// The launch of one kernel of ours.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Launch {
@@ -63,7 +75,7 @@ pub struct Launch {
     /// The function, `extern "C"`.
     pub entry: &'static str,
     /// Macros set before the text, in this order: number formats, and what else the text is compiled for.
-    pub defines: Vec<(&'static str, String)>,
+    pub defines: Vec<(&'static str, Define)>,
     /// Blocks; a launch with a zero here is left out.
     pub grid: [u32; 3],
     /// Bytes of dynamic shared memory. Above 48 KiB a machine must allow the function as much
@@ -72,6 +84,24 @@ pub struct Launch {
     pub shared: u32,
     /// The parameters, in order. Blocks have [`THREADS`] threads.
     pub arguments: Vec<Argument>,
+}
+
+/// What a macro stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Define {
+    /// A name or an expression.
+    Word(&'static str),
+    /// A number.
+    Number(u64),
+}
+
+impl fmt::Display for Define {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Define::Word(word) => f.write_str(word),
+            Define::Number(number) => number.fmt(f),
+        }
+    }
 }
 
 /// A parameter of a kernel.
@@ -254,6 +284,14 @@ impl Kernel {
         Kernel::all([launch])
     }
 
+    /// How many times something is queued for it: its tasks but for those of no blocks; once where the machine itself does it.
+    pub fn launches(&self) -> u64 {
+        match self {
+            Kernel::Missing | Kernel::Transfer => 1,
+            Kernel::Run(tasks) => tasks.iter().filter(|task| !task.is_empty()).count() as u64,
+        }
+    }
+
     /// Some launches, in their order.
     pub(super) fn all(launches: impl IntoIterator<Item = Launch>) -> Kernel {
         Kernel::Run(launches.into_iter().map(Task::Launch).collect())
@@ -278,9 +316,13 @@ impl Launch {
         self.define(name, spelling(dtype))
     }
 
-    /// With macro `name` as `value`.
-    pub(super) fn define(mut self, name: &'static str, value: impl ToString) -> Launch {
-        self.defines.push((name, value.to_string()));
+    /// With macro `name` as `value`, whatever it stood for.
+    pub(super) fn define(mut self, name: &'static str, value: impl Into<Define>) -> Launch {
+        let value = value.into();
+        match self.defines.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, known)) => *known = value,
+            None => self.defines.push((name, value)),
+        }
         self
     }
 
@@ -423,6 +465,24 @@ fn spelling(dtype: DType) -> &'static str {
         DType::U32 => "u32",
         DType::U16 => "u16",
         DType::U8 => "u8",
+    }
+}
+
+impl From<&'static str> for Define {
+    fn from(word: &'static str) -> Define {
+        Define::Word(word)
+    }
+}
+
+impl From<u32> for Define {
+    fn from(number: u32) -> Define {
+        Define::Number(number.into())
+    }
+}
+
+impl From<u64> for Define {
+    fn from(number: u64) -> Define {
+        Define::Number(number)
     }
 }
 

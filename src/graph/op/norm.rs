@@ -406,7 +406,7 @@ pub(super) fn by_rows(
         .format("G", format)
         .define("ROW", threads)
         .define("OFFSET", if offset { "1.0f" } else { "0.0f" })
-        .define("MEANS", 0)
+        .define("MEANS", 0u32)
         .blocks(rows.div_ceil(u64::from(THREADS / threads)))
 }
 
@@ -434,10 +434,9 @@ impl Parameters {
         };
         let launch = |entry| {
             let mut launch = Launch::new("norm", entry);
-            launch.defines = first.defines.clone();
-            launch.defines[1] = Launch::new("", "").format("G", self.grad).defines.remove(0);
-            launch.defines[4] = ("MEANS", u32::from(self.biased).to_string());
-            launch
+            launch.defines.clone_from(&first.defines);
+            let launch = launch.format("G", self.grad);
+            launch.define("MEANS", u32::from(self.biased))
         };
         let part = launch("norm_parameters").grid(self.columns.div_ceil(32), parts, 1);
         let part = part.given([input(0), input(1), input(3), output(1), bias, scratch(0)]);

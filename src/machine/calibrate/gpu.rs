@@ -62,16 +62,16 @@ pub fn calibrate_gpu(options: &Options, progress: &mut dyn FnMut(&str, f64)) -> 
     Ok(device)
 }
 
-/// The share of the ceilings that an op reaches at its largest size, its launch apart: the middle of those near it; none where its launch
-/// is most of it. What is held in the device's cache may pass the ceiling of its memory: that counts as all of it.
+/// The share of the ceilings that an op reaches at its largest size, its launches apart: the middle of those near it; none where they are
+/// most of it. What is held in the device's cache may pass the ceiling of its memory: that counts as all of it.
 fn reached(launches: &[Launch], device: &Device) -> Option<f64> {
-    let launch = device.launch.0;
+    let queued = |l: &Launch| l.kernels as f64 * device.launch.0;
     let ideal = |l: &Launch| ideal_seconds(l.work, l.dtype, device);
     let most = launches.iter().map(ideal).fold(0.0, f64::max);
     let large = launches.iter();
-    let large = large.filter(|l| ideal(l) >= NEAR * most && l.seconds >= SEEN * launch);
+    let large = large.filter(|l| ideal(l) >= NEAR * most && l.seconds >= SEEN * queued(l));
     let shares: Vec<f64> = large
-        .map(|l| ideal(l) / (l.seconds - launch).max(ideal(l)))
+        .map(|l| ideal(l) / (l.seconds - queued(l)).max(ideal(l)))
         .collect();
     (most > 0.0 && !shares.is_empty()).then(|| median(shares))
 }
@@ -138,7 +138,8 @@ mod tests {
     {
         let mut device = crate::spec::device::find("h100-80gb")?;
         (device.bandwidth, device.launch) = (1e12, Seconds(1e-5));
-        let of = |megabytes: u64, seconds: f64| Launch {
+        let of = |megabytes: u64, (kernels, seconds): (u64, f64)| Launch {
+            kernels,
             work: Work {
                 matmul: 0,
                 vector: 0,
@@ -149,12 +150,12 @@ mod tests {
             raw: seconds,
         };
         let ideal = |megabytes: u64| (megabytes << 20) as f64 / 1e12;
-        let half = of(1000, 1e-5 + 2.0 * ideal(1000));
-        let slow = of(10, 1e-5 + 20.0 * ideal(10));
+        let half = of(1000, (3, 3e-5 + 2.0 * ideal(1000)));
+        let slow = of(10, (1, 1e-5 + 20.0 * ideal(10)));
         let share = |launches: &[Launch]| reached(launches, &device);
         assert!(share(&[half, slow]).is_some_and(|s| (s - 0.5).abs() < 1e-9));
-        assert_eq!(share(&[of(1000, ideal(500))]), Some(1.0));
-        assert_eq!(share(&[of(1, 1.5e-5)]), None);
+        assert_eq!(share(&[of(1000, (1, ideal(500)))]), Some(1.0));
+        assert_eq!(share(&[of(1, (1, 1.5e-5))]), None);
         assert_eq!(share(&[]), None);
         Ok(())
     }

@@ -11,7 +11,7 @@ use crate::machine::cpu::Settings;
 use crate::machine::measure::{self, Pace};
 use crate::machine::micro::{self, Size};
 use crate::machine::probe::{Ratio, median};
-use crate::machine::sim::{curve_key, node_work};
+use crate::machine::sim::{curve_key, node_launches, node_work};
 use crate::machine::timeline::{Mark, Timeline};
 use crate::plan::{Choice, Plan};
 use crate::program::{Instr, Program};
@@ -25,6 +25,8 @@ use crate::spec::model::ModelSpec;
 pub(super) struct Launch {
     pub(super) work: Work,
     pub(super) dtype: DType,
+    /// How many launches of kernels it is on a GPU.
+    pub(super) kernels: u64,
     /// At the machine's pace when the probe of its calibration was read.
     pub(super) seconds: f64,
     /// As they passed.
@@ -308,6 +310,7 @@ fn of_program(program: &Program, walks: &[&Walk]) -> BTreeMap<usize, (Stream, St
         let launch = Launch {
             work,
             dtype,
+            kernels: node_launches(&program.step, node),
             seconds: median(taken.iter().map(|(r, s)| s / r.of(work)).collect()),
             raw: median(taken.iter().map(|t| t.1).collect()),
         };

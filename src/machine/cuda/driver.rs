@@ -175,7 +175,11 @@ fn capability(device: sys::CUdevice) -> Result<u32> {
 
 /// A queue of the device.
 #[derive(Debug)]
-pub struct Queue(pub(super) sys::CUstream);
+pub struct Queue {
+    pub(super) stream: sys::CUstream,
+    /// Whether what is queued is kept for a graph instead of done.
+    pub(super) captures: bool,
+}
 
 // SAFETY: a stream may be used by any thread; ours use each from one at a time.
 unsafe impl Send for Queue {}
@@ -190,7 +194,10 @@ impl Queue {
     pub fn new() -> Result<Queue> {
         let kind = result::stream::StreamKind::NonBlocking;
         let made = result::stream::create(kind);
-        Ok(Queue(check(|| "a stream".to_string(), made)?))
+        Ok(Queue {
+            stream: check(|| "a stream".to_string(), made)?,
+            captures: false,
+        })
     }
 
     /// Waits for what was queued.
@@ -200,7 +207,7 @@ impl Queue {
     pub fn settle(&self) -> Result<()> {
         // SAFETY: the stream lives as long as this.
         check(|| "work of a stream".to_string(), unsafe {
-            result::stream::synchronize(self.0)
+            result::stream::synchronize(self.stream)
         })
     }
 
@@ -211,7 +218,7 @@ impl Queue {
     pub fn wait(&self, mark: &Mark) -> Result<()> {
         let plain = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
         // SAFETY: both live.
-        let waits = unsafe { result::stream::wait_event(self.0, mark.0, plain) };
+        let waits = unsafe { result::stream::wait_event(self.stream, mark.0, plain) };
         check(|| "an event".to_string(), waits)
     }
 }
@@ -219,7 +226,7 @@ impl Queue {
 impl Drop for Queue {
     fn drop(&mut self) {
         // SAFETY: made by `new`, destroyed once.
-        let _ = unsafe { result::stream::destroy(self.0) };
+        let _ = unsafe { result::stream::destroy(self.stream) };
     }
 }
 
@@ -246,13 +253,19 @@ impl Mark {
         Ok(Mark(check(|| "an event".to_string(), made)?))
     }
 
-    /// It stands for the end of what is in `queue` now.
+    /// It stands for the end of what is in `queue` now; in a graph, for that end in its latest launch.
     ///
     /// # Errors
     /// Where the device is lost.
     pub fn record(&self, queue: &Queue) -> Result<()> {
+        let external = sys::CUevent_record_flags::CU_EVENT_RECORD_EXTERNAL as u32;
         // SAFETY: both live.
-        let recorded = unsafe { result::event::record(self.0, queue.0) };
+        let recorded = unsafe {
+            match queue.captures {
+                true => sys::cuEventRecordWithFlags(self.0, queue.stream, external).result(),
+                false => result::event::record(self.0, queue.stream),
+            }
+        };
         check(|| "an event".to_string(), recorded)
     }
 

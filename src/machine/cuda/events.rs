@@ -39,6 +39,21 @@ impl Events for Meeting<'_> {
     }
 }
 
+/// How far times along a queue have come.
+#[derive(Debug, Clone, Copy)]
+pub struct Noted {
+    used: usize,
+    spans: usize,
+    waited: bool,
+}
+
+/// What a graph records of times along its queue.
+#[derive(Debug)]
+pub struct Recorded {
+    used: usize,
+    spans: Vec<(usize, usize, usize)>,
+}
+
 /// Times along a queue: `Mark`s are made of them once everything is done.
 #[derive(Debug)]
 pub struct Times {
@@ -117,6 +132,35 @@ impl Times {
             })
         });
         marks.collect()
+    }
+
+    /// What has been noted of the walk so far.
+    pub fn noted(&self) -> Noted {
+        Noted {
+            used: self.used,
+            spans: self.spans.len(),
+            waited: self.waited,
+        }
+    }
+
+    /// Goes back to what was noted at `then`.
+    pub fn back(&mut self, then: Noted) {
+        (self.used, self.waited) = (then.used, then.waited);
+        self.spans.truncate(then.spans);
+    }
+
+    /// What was noted since `then`: a graph records the same points each time.
+    pub fn since(&self, then: Noted) -> Recorded {
+        Recorded {
+            used: self.used,
+            spans: self.spans[then.spans..].to_vec(),
+        }
+    }
+
+    /// A graph records what was `recorded` when it was captured.
+    pub fn again(&mut self, recorded: &Recorded) {
+        (self.used, self.waited) = (recorded.used, false);
+        self.spans.extend_from_slice(&recorded.spans);
     }
 
     /// How many it has room for.

@@ -129,14 +129,14 @@ impl Queue {
         let queued = unsafe {
             match transfer {
                 Transfer::Within { from, to, bytes } => {
-                    result::memcpy_dtod_async(to, from, bytes as usize, self.0)
+                    result::memcpy_dtod_async(to, from, bytes as usize, self.stream)
                 }
-                Transfer::In { from, to } => result::memcpy_htod_async(to, from, self.0),
+                Transfer::In { from, to } => result::memcpy_htod_async(to, from, self.stream),
                 Transfer::Out { from, to, bytes } => {
-                    sys::cuMemcpyDtoHAsync_v2(to.cast(), from, bytes as usize, self.0).result()
+                    sys::cuMemcpyDtoHAsync_v2(to.cast(), from, bytes as usize, self.stream).result()
                 }
                 Transfer::Fill { to, value, bytes } => {
-                    result::memset_d8_async(to, value, bytes as usize, self.0)
+                    result::memset_d8_async(to, value, bytes as usize, self.stream)
                 }
             }
         };

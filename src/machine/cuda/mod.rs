@@ -6,6 +6,8 @@ pub mod ceilings;
 mod compile;
 pub mod driver;
 mod events;
+mod graph;
+mod lane;
 mod library;
 pub mod memory;
 mod modules;
@@ -24,17 +26,18 @@ use super::cpu::walk::{Walk, buffers};
 use super::cpu::{Roles, Settings, Touched, pool, streams, throttle};
 use super::timeline::Timeline;
 use crate::error::{Error, Result};
+use crate::graph::Stream;
 use crate::graph::op::{Port, Scalars};
-use crate::graph::{Stream, When};
 use crate::program::{Program, height};
 use crate::spec::job::{PerPlace, Place};
 use crate::spec::units::Bytes;
-use driver::{Gpu, Mark as Point, Queue};
-use events::{Meeting, Times};
+use driver::{Gpu, Mark as Point};
+use events::Meeting;
+use lane::Lane;
 use memory::Memory;
 use modules::Modules;
 pub use prepared::missing;
-use prepared::{Means, Prepared, is_of_device};
+use prepared::{Means, Prepared, is_of_device, key};
 use products::Products;
 use worker::{Ground, Worker};
 
@@ -54,13 +57,12 @@ impl Drop for Pinned {
 
 /// An NVIDIA GPU, and this machine's memory and disk beside it. Fields are dropped in this order.
 pub struct Cuda {
+    lanes: BTreeMap<Stream, Lane>,
     prepared: BTreeMap<String, Prepared>,
     means: Means,
     /// Whose products are used.
     products: String,
     points: Vec<Point>,
-    times: BTreeMap<Stream, Times>,
-    queues: BTreeMap<Stream, Queue>,
     epoch: Point,
     _pinned: Vec<Pinned>,
     pageable: Option<String>,
@@ -95,14 +97,13 @@ impl Cuda {
         let mailbox = Arena::new("mailbox", mailbox(&prepared))?;
         let (pinned, pageable) = pin([places.arena(Place::Pinned), &mailbox]);
         let device = || Stream::ALL.into_iter().filter(|s| is_of_device(*s));
-        let queues = device().map(|s| Ok((s, Queue::new()?)));
+        let lanes = device().map(|s| Ok((s, Lane::new()?)));
         let mut cuda = Cuda {
+            lanes: lanes.collect::<Result<_>>()?,
             prepared,
             means,
             products,
             points: Vec::new(),
-            times: BTreeMap::new(),
-            queues: queues.collect::<Result<_>>()?,
             epoch: Point::new(true)?,
             _pinned: pinned,
             pageable,
@@ -151,12 +152,9 @@ impl Cuda {
             self.points.push(Point::new(false)?);
         }
         let times = self.prepared.values().map(|p| p.times).max().unwrap_or(0);
-        for &stream in self.queues.keys() {
-            if self.times.get(&stream).is_none_or(|t| t.room() < times) {
-                self.times.insert(stream, Times::new(times)?);
-            }
-        }
-        Ok(())
+        self.lanes
+            .values_mut()
+            .try_for_each(|lane| lane.renew(times))
     }
 
     /// The device.
@@ -172,7 +170,11 @@ impl Cuda {
             "beside the plan: {} of pinned memory for what enters and leaves",
             self.mailbox.bytes()
         );
-        [compiler, self.products.clone(), mailbox]
+        let launches = match self.lanes.values().find_map(Lane::without) {
+            Some(why) => format!("launches go one by one: {why}"),
+            None => "launches go in CUDA graphs from the third walk of a program on".to_string(),
+        };
+        [compiler, self.products.clone(), launches, mailbox]
             .into_iter()
             .chain(self.pageable.clone())
             .collect()
@@ -192,7 +194,7 @@ impl Cuda {
     fn begin(&mut self, program: &Program) -> Result<Instant> {
         self.touched.begin(program);
         self.gpu.bind()?;
-        self.epoch.record(&self.queues[&Stream::Compute])?;
+        self.epoch.record(&self.lanes[&Stream::Compute].queue)?;
         Ok(Instant::now())
     }
 
@@ -222,21 +224,22 @@ impl Cuda {
             memory: &self.memory,
             places: &self.places,
             mailbox: &self.mailbox,
+            pinned: self.pageable.is_none(),
             meeting: &meeting,
             port,
             scalars,
             seed: self.settings.seed,
             epoch: &self.epoch,
         };
-        let (queues, settings, host) = (&self.queues, self.settings, &self.host);
+        let (settings, host) = (self.settings, &self.host);
         std::thread::scope(|scope| {
             let (mut senders, mut threads) = (BTreeMap::new(), Vec::new());
-            for (stream, times) in with_times(program, &mut self.times) {
+            for (stream, lane) in with_lanes(program, &mut self.lanes) {
                 let (sender, receiver) = std::sync::mpsc::channel();
                 senders.insert(stream, sender);
-                threads.push(match times {
-                    Some(times) => {
-                        let worker = Worker::new(stream, &queues[&stream], times, ground);
+                threads.push(match lane {
+                    Some(lane) => {
+                        let worker = Worker::new(stream, lane, ground);
                         scope.spawn(move || worker.run(receiver))
                     }
                     None => {
@@ -262,13 +265,13 @@ impl Cuda {
     }
 }
 
-/// The streams of a program; those that are queues of the device with room for their times.
-fn with_times<'a>(
+/// The streams of a program; those that are queues of the device with what is kept for them.
+fn with_lanes<'a>(
     program: &Program,
-    times: &'a mut BTreeMap<Stream, Times>,
-) -> Vec<(Stream, Option<&'a mut Times>)> {
-    let mut times: BTreeMap<_, _> = times.iter_mut().collect();
-    let with = |stream| (stream, times.remove(&stream));
+    lanes: &'a mut BTreeMap<Stream, Lane>,
+) -> Vec<(Stream, Option<&'a mut Lane>)> {
+    let mut lanes: BTreeMap<_, _> = lanes.iter_mut().collect();
+    let with = |stream| (stream, lanes.remove(&stream));
     streams(program).into_iter().map(with).collect()
 }
 
@@ -297,11 +300,6 @@ impl Drop for Cuda {
         // Events, queues and memory are given back by a thread that uses the device; a lost one takes nothing back.
         let _ = self.gpu.settle();
     }
-}
-
-/// Which of a plan's programs it is.
-fn key(when: When) -> String {
-    format!("{when:?}")
 }
 
 /// What runs tasks on a device, and a sentence about whose products are used.

@@ -17,7 +17,7 @@ const USUAL_SHARED: u32 = 48 << 10;
 
 /// A function on the device.
 #[derive(Debug, Clone, Copy)]
-pub struct Function(sys::CUfunction);
+pub struct Function(pub(super) sys::CUfunction);
 
 // SAFETY: a handle of the driver's, valid in every thread that uses its context.
 unsafe impl Send for Function {}
@@ -26,6 +26,22 @@ unsafe impl Sync for Function {}
 
 /// Most parameters a kernel has.
 const PARAMETERS: usize = 48;
+
+/// Where the driver finds the value of each parameter of `launch`.
+///
+/// # Errors
+/// Where it has more parameters than any kernel.
+pub(super) fn parameters(launch: &Launch, words: &mut [u64]) -> Result<[*mut c_void; PARAMETERS]> {
+    if words.len() > PARAMETERS {
+        let why = format!("{} takes more than {PARAMETERS} parameters", launch.entry);
+        return Err(Error::shape("kernel", why));
+    }
+    let mut parameters = [std::ptr::null_mut(); PARAMETERS];
+    for (parameter, word) in parameters.iter_mut().zip(words) {
+        *parameter = std::ptr::from_mut(word).cast();
+    }
+    Ok(parameters)
+}
 
 impl Function {
     /// Queues one launch, with the values of its parameters in `words`; nothing where it has no blocks. `what` says whose it is.
@@ -42,14 +58,8 @@ impl Function {
         if launch.grid.contains(&0) {
             return Ok(());
         }
-        let mut parameters = [std::ptr::null_mut::<c_void>(); PARAMETERS];
-        let Some(parameters) = parameters.get_mut(..words.len()) else {
-            let why = format!("{} takes more than {PARAMETERS} parameters", launch.entry);
-            return Err(Error::shape("kernel", why));
-        };
-        for (parameter, word) in parameters.iter_mut().zip(words) {
-            *parameter = std::ptr::from_mut(word).cast();
-        }
+        let count = words.len();
+        let mut parameters = parameters(launch, words)?;
         let [x, y, z] = launch.grid;
         // SAFETY: the function of this launch; the driver copies parameters before it returns; addresses are of live memory.
         let queued = unsafe {
@@ -58,8 +68,8 @@ impl Function {
                 (x, y, z),
                 (THREADS, 1, 1),
                 launch.shared,
-                queue.0,
-                parameters,
+                queue.stream,
+                &mut parameters[..count],
             )
         };
         check(|| format!("kernel {} of {}", launch.entry, what()), queued)

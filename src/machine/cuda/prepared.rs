@@ -10,7 +10,7 @@ use crate::graph::op::transfer::{Feed, Report};
 use crate::graph::op::{Op, Scalars};
 use crate::graph::random::Key;
 use crate::graph::tensor::Type;
-use crate::graph::{Node, Step, Stream};
+use crate::graph::{Node, Step, Stream, When};
 use crate::program::{Instr, Program};
 
 /// Alignment of a slot in the mailbox.
@@ -92,6 +92,17 @@ impl Kernels {
                 self.ways.iter().zip(&drawn).try_for_each(each)
             }
         }
+    }
+
+    /// Whether parameters of its kernels depend on the step.
+    pub fn vary(&self) -> bool {
+        self.fixed.is_none()
+    }
+
+    /// Whether a graph can hold it: the parameters of kernels of ours can be renewed in one, those of cuBLASLt's products cannot.
+    pub fn may_be_captured(&self) -> bool {
+        let own = |way: &Way| matches!(way, Way::Kernel(_));
+        !self.vary() || self.ways.iter().all(own)
     }
 
     /// Tasks as they run.
@@ -304,6 +315,11 @@ fn by_device(program: &Program) -> Vec<bool> {
         }
     }
     by
+}
+
+/// Which of a plan's programs it is.
+pub fn key(when: When) -> String {
+    format!("{when:?}")
 }
 
 /// Most points in time that one queue of the device records: one behind each instruction, one behind each wait.

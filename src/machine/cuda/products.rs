@@ -185,7 +185,7 @@ impl Product {
                 &self.algorithm,
                 std::ptr::null_mut(),
                 WORKSPACE as usize,
-                queue.0.cast(),
+                queue.stream.cast(),
             )
         };
         match status {

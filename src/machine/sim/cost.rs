@@ -1,6 +1,7 @@
 //! What an instruction costs when it runs alone, and what it takes of each resource meanwhile.
 
-use crate::graph::op::Work;
+use crate::graph::op::{Op, Scalars, Work, kernel};
+use crate::graph::random::Key;
 use crate::graph::tensor::{DType, TensorId, Type};
 use crate::graph::{Step, Stream};
 use crate::spec::device::Device;
@@ -52,50 +53,78 @@ impl Cost {
 }
 
 /// A node as its cost sees it.
-struct Call {
-    op: &'static str,
+struct Call<'a> {
+    op: &'a dyn Op,
+    inputs: Vec<Type>,
+    outputs: Vec<Type>,
     work: Work,
-    dtype: DType,
 }
 
-impl Call {
-    fn of(step: &Step, node: u32) -> Call {
+impl Call<'_> {
+    fn of(step: &Step, node: u32) -> Call<'_> {
         let node = &step.nodes[node as usize];
         let types = |ids: &[TensorId]| -> Vec<Type> {
             ids.iter().map(|&i| step.type_of(i).clone()).collect()
         };
         let (inputs, outputs) = (types(&node.inputs), types(&node.outputs));
-        let first = inputs.first().or(outputs.first());
         Call {
-            op: node.op.name(),
-            dtype: first.map_or(DType::F32, |t| t.dtype),
+            op: &*node.op,
             work: node.op.work(&inputs, &outputs),
+            inputs,
+            outputs,
         }
+    }
+
+    /// The format it computes in.
+    fn dtype(&self) -> DType {
+        let first = self.inputs.first().or(self.outputs.first());
+        first.map_or(DType::F32, |t| t.dtype)
+    }
+
+    /// The name under which its measured efficiency is kept.
+    fn key(&self) -> String {
+        efficiency_key(self.op.name(), self.dtype())
+    }
+
+    /// How many launches it is on a GPU.
+    fn launches(&self) -> u64 {
+        let call = kernel::Call {
+            inputs: &self.inputs,
+            outputs: &self.outputs,
+            key: Key(0),
+            scalars: Scalars::default(),
+        };
+        self.op.cuda(&call).launches()
     }
 }
 
-/// The cost of a node on a target.
+/// The cost of a node on a target. To hand work to the host's threads is taken to cost what a launch does.
 pub(super) fn node_cost(step: &Step, node: u32, stream: Stream, target: &Target) -> Cost {
     let call = Call::of(step, node);
     match (target.device.threads, stream) {
         (Some(cores), _) => cpu_cost(&call, stream, cores, target),
         (None, Stream::HostCompute) => {
-            let seconds = call.work.bytes as f64 / target.host.dram;
-            Cost::new(seconds, &[(Resource::Dram, 1.0)])
+            let moved = call.work.bytes as f64 / target.host.dram;
+            let seconds = target.device.launch.0 + moved;
+            Cost::new(seconds, &[(Resource::Dram, moved / seconds)])
         }
         (None, _) => device_cost(&call, &target.device),
     }
 }
 
-/// Seconds of a kernel on the device: the slowest of its matrix products, its other arithmetic and its traffic, plus the launch.
+/// Seconds of a kernel on the device: the slowest of its matrix products, its other arithmetic and its traffic, plus its launches.
 fn device_cost(call: &Call, device: &Device) -> Cost {
-    let measured = device.efficiency.get(&efficiency_key(call.op, call.dtype));
+    let measured = match device.efficiency.is_empty() {
+        true => None,
+        false => device.efficiency.get(&call.key()),
+    };
     let assumed = match call.work.matmul > 0 {
         true => MATMUL_EFFICIENCY,
         false => MEMORY_EFFICIENCY,
     };
     let reached = measured.copied().unwrap_or(assumed);
-    let seconds = device.launch.0 + ideal_seconds(call.work, call.dtype, device) / reached;
+    let launches = call.launches() as f64 * device.launch.0;
+    let seconds = launches + ideal_seconds(call.work, call.dtype(), device) / reached;
     let memory = call.work.bytes as f64 / device.bandwidth / seconds.max(1e-12);
     Cost::new(
         seconds,
@@ -111,8 +140,8 @@ fn cpu_cost(call: &Call, stream: Stream, cores: u32, target: &Target) -> Cost {
         (Stream::Compute, Backend::Cuda { .. }) => cores,
         _ => 1,
     };
-    let ideal = ideal_seconds(call.work, call.dtype, device);
-    let key = efficiency_key(call.op, call.dtype);
+    let ideal = ideal_seconds(call.work, call.dtype(), device);
+    let key = call.key();
     let seconds = match device.curve.get(&curve_key(&key, threads)) {
         Some(curve) => on_curve(curve, ideal),
         None => {
@@ -164,7 +193,12 @@ pub fn curve_key(efficiency_key: &str, threads: u32) -> String {
 /// The efficiency key of a node, its work, and the format it computes in.
 pub fn node_work(step: &Step, node: u32) -> (String, Work, DType) {
     let call = Call::of(step, node);
-    (efficiency_key(call.op, call.dtype), call.work, call.dtype)
+    (call.key(), call.work, call.dtype())
+}
+
+/// How many launches a node is on a GPU.
+pub fn node_launches(step: &Step, node: u32) -> u64 {
+    Call::of(step, node).launches()
 }
 
 /// Seconds at the device's peaks: what no kernel can beat.
@@ -193,7 +227,7 @@ fn queue(from: Place, to: Place) -> Option<Resource> {
     }
 }
 
-/// Seconds of a copy between places.
+/// Seconds of a copy between places: what it moves at its rate, plus its launch.
 pub(super) fn copy_cost(bytes: u64, from: Place, to: Place, target: &Target) -> Cost {
     if let Some(cores) = target.device.threads {
         return cpu_copy_cost(bytes, queue(from, to), cores, target);
@@ -205,11 +239,17 @@ pub(super) fn copy_cost(bytes: u64, from: Place, to: Place, target: &Target) -> 
         (None, Place::Gpu) => (Resource::Memory, device.bandwidth / 2.0),
         (None, _) => (Resource::Dram, host.dram / 2.0),
     };
-    let mut shares = vec![(resource, 1.0), (Resource::Dram, rate / host.dram)];
+    let moved = bytes as f64 / rate;
+    let seconds = device.launch.0 + moved;
+    let share = |most: f64| rate / most * moved / seconds;
+    let mut shares = vec![
+        (resource, moved / seconds),
+        (Resource::Dram, share(host.dram)),
+    ];
     if from == Place::Gpu || to == Place::Gpu {
-        shares.push((Resource::Memory, rate / device.bandwidth));
+        shares.push((Resource::Memory, share(device.bandwidth)));
     }
-    Cost::new(bytes as f64 / rate, &shares)
+    Cost::new(seconds, &shares)
 }
 
 /// Seconds of a copy by one of a CPU's cores: held to the link's or the disk's rate, busy for the part of the time in

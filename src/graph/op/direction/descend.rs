@@ -230,7 +230,7 @@ impl Walk {
         (from, master): (usize, bool),
         drawn: [Argument; 3],
     ) -> Kernel {
-        let (mut launch, states) = (launch, self.rule.states());
+        let states = self.rule.states();
         let (name, [keep, beta1, beta2, eps]) = match self.rule {
             Rule::Sgd => ("SGD", [0.0; 4]),
             Rule::Sign => ("SIGN", [0.0; 4]),
@@ -238,11 +238,7 @@ impl Walk {
             Rule::Momentum { keep } => ("MOMENTUM", [keep, 0.0, 0.0, 0.0]),
             Rule::Adam { beta1, beta2, eps } => ("ADAM", [0.0, beta1, beta2, eps]),
         };
-        for (define, value) in &mut launch.defines {
-            if *define == "RULE" {
-                *value = name.to_string();
-            }
-        }
+        let launch = launch.define("RULE", name);
         let first = from + 1 + usize::from(master);
         let state = |i: usize| {
             if i < states {

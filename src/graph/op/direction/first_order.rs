@@ -87,12 +87,8 @@ impl Op for FirstOrder {
     fn cuda(&self, call: &Call) -> Kernel {
         let decay = self.decay_of(&call.inputs[1]);
         let walk = Walk::given(self.rule, decay, self.factor, &call.scalars);
-        let mut launch = launch("descend", call.format(1), call.inputs[1].elements());
-        for (define, value) in &mut launch.defines {
-            if *define == "GIVEN" {
-                *value = "1".to_string();
-            }
-        }
+        let launch = launch("descend", call.format(1), call.inputs[1].elements());
+        let launch = launch.define("GIVEN", 1u32);
         let none = [kernel::Argument::Null; 3];
         let launch = launch
             .given([input(0)])

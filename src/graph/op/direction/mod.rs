@@ -36,7 +36,7 @@ fn launch(entry: &'static str, format: DType, count: u64) -> Launch {
     Launch::new("direction", entry)
         .format("T", format)
         .define("RULE", "SGD")
-        .define("GIVEN", 0)
+        .define("GIVEN", 0u32)
         .blocks(count.div_ceil(2 * u64::from(THREADS)))
 }
 
