@@ -26,6 +26,9 @@ const WHOLE: (usize, u64) = (16, 480);
 const DOUBT: f64 = 1.15;
 const DOUBTED: usize = 6;
 
+/// Where so few layers or fewer are away, what one home lost over its copies says little of another: each home is tried once.
+const FEW: f64 = 2.0;
+
 /// Plans proposed to be slower than the fastest by this are not solved for: proposals are not so far off.
 const FAR: f64 = 1.25;
 
@@ -43,9 +46,25 @@ const STEP: f64 = 0.5;
 pub(super) struct Proposed {
     problem: usize,
     counts: Counts,
+    /// Seconds that were hoped for before others showed what copies cost.
+    hoped: f64,
 }
 
 impl Proposed {
+    fn new(problem: usize, counts: Counts) -> Proposed {
+        let hoped = counts.seconds;
+        Proposed {
+            problem,
+            counts,
+            hoped,
+        }
+    }
+
+    /// Whether few layers are away.
+    fn is_few(&self) -> bool {
+        self.counts.kinds.len() > 1 && self.counts.kinds[0] <= FEW
+    }
+
     /// Whether it is the same plan, whatever it is thought to take.
     fn is(&self, other: &Proposed) -> bool {
         let (own, other) = ((self.problem, &self.counts), (other.problem, &other.counts));
@@ -146,8 +165,10 @@ impl<'a> Rounds<'a> {
     pub(super) fn next(&mut self) -> Option<Vec<Proposed>> {
         let best = self.best();
         let is_tried = |p: &Proposed| self.tried.iter().any(|tried| tried.is(p));
+        let of_tried = |p: &Proposed| self.tried.iter().any(|tried| tried.problem == p.problem);
+        let hopes = |p: &Proposed| p.hoped < best && p.is_few() && !of_tried(p);
         self.open
-            .retain(|p| p.counts.seconds < best && !is_tried(p));
+            .retain(|p| (p.counts.seconds < best || hopes(p)) && !is_tried(p));
         self.open.sort_by(by_seconds);
         self.open.dedup_by(|a, b| a.is(b));
         let left = self
@@ -165,6 +186,7 @@ impl<'a> Rounds<'a> {
         let Proposed {
             problem,
             mut counts,
+            ..
         } = proposed;
         let own = &self.problems.all[problem];
         let mut room = self.rooms[problem].clone();
@@ -190,7 +212,7 @@ impl<'a> Rounds<'a> {
                 return Ok(Tried {
                     halves: spent(&programs, &walks),
                     candidate: candidate(proposal.name, plan, estimate, &counts),
-                    proposed: Proposed { problem, counts },
+                    proposed: Proposed::new(problem, counts),
                     held_back: room.held_back,
                     refused,
                 });
@@ -208,7 +230,7 @@ impl<'a> Rounds<'a> {
             return proposed;
         }
         let again = self.problems.all[problem].layers.fastest(room);
-        again.map_or(proposed, |counts| Proposed { problem, counts })
+        again.map_or(proposed, |counts| Proposed::new(problem, counts))
     }
 
     fn is_tried(&self, problem: usize) -> bool {
@@ -238,7 +260,9 @@ impl<'a> Rounds<'a> {
 
     /// Enters what a plan really takes, and solves its problem again.
     pub(super) fn learn(&mut self, tried: Tried) {
-        let Proposed { problem, counts } = &tried.proposed;
+        let Proposed {
+            problem, counts, ..
+        } = &tried.proposed;
         let layers = &self.problems.all[*problem].layers;
         let (counted, copies) = (layers.halves(counts), layers.copies(counts));
         let over = excess(self.budget, &tried.candidate.estimate.peak);
@@ -263,10 +287,8 @@ impl<'a> Rounds<'a> {
             false => 0.0,
         });
         let again = layers.fastest(room);
-        self.open.extend(again.map(|counts| Proposed {
-            problem: *problem,
-            counts,
-        }));
+        self.open
+            .extend(again.map(|counts| Proposed::new(*problem, counts)));
         self.candidates.push(tried.candidate);
         self.tried.push(tried.proposed);
         self.warn();
@@ -294,7 +316,8 @@ fn solved(
         let solved = |&(problem, bound): &(usize, f64)| {
             let near = bound <= best * FAR;
             let counts = near.then(|| problems.all[problem].layers.fastest(room));
-            counts.flatten().map(|counts| Proposed { problem, counts })
+            let counts = counts.flatten();
+            counts.map(|counts| Proposed::new(problem, counts))
         };
         let solved: Vec<Option<Proposed>> = pair.par_iter().map(solved).collect();
         for proposed in solved.into_iter().flatten() {
@@ -308,7 +331,7 @@ fn solved(
 
 /// What others would do, each with the homes that suit it best, where that is proposed to be no slower than `far`.
 fn others(problems: &Problems, budget: &Budget, far: f64) -> Vec<Proposed> {
-    let proposed = |(problem, counts): (usize, Counts)| Proposed { problem, counts };
+    let proposed = |(problem, counts): (usize, Counts)| Proposed::new(problem, counts);
     let suited = |policy: &Policy| policy.suited(problems, budget, far);
     let all = POLICIES.par_iter().flat_map_iter(suited);
     all.map(proposed).collect()

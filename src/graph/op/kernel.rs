@@ -182,56 +182,25 @@ pub struct Matrix {
     pub transposed: bool,
 }
 
+/// Stems with the text of `kernels/<stem>.cu`, behind that of another file of kernels where one is named.
+macro_rules! sources {
+    ($($stem:literal $(behind $first:literal)?),* $(,)?) => {
+        &[$((
+            $stem,
+            concat!(
+                $(include_str!(concat!("../../../kernels/", $first)),)?
+                include_str!(concat!("../../../kernels/", $stem, ".cu"))
+            ),
+        )),*]
+    };
+}
+
 /// The text of `kernels/<stem>.cu`, for each stem.
-const SOURCES: &[(&str, &str)] = &[
-    ("activation", include_str!("../../../kernels/activation.cu")),
-    ("adafactor", include_str!("../../../kernels/adafactor.cu")),
-    (
-        "attention",
-        concat!(
-            include_str!("../../../kernels/attention.cuh"),
-            include_str!("../../../kernels/attention.cu")
-        ),
-    ),
-    (
-        "attention_mma",
-        concat!(
-            include_str!("../../../kernels/attention.cuh"),
-            include_str!("../../../kernels/attention_mma.cu")
-        ),
-    ),
-    ("bias", include_str!("../../../kernels/bias.cu")),
-    ("compress", include_str!("../../../kernels/compress.cu")),
-    (
-        "cross_entropy",
-        include_str!("../../../kernels/cross_entropy.cu"),
-    ),
-    ("direction", include_str!("../../../kernels/direction.cu")),
-    ("dropout", include_str!("../../../kernels/dropout.cu")),
-    (
-        "elementwise",
-        include_str!("../../../kernels/elementwise.cu"),
-    ),
-    ("embedding", include_str!("../../../kernels/embedding.cu")),
-    (
-        "galore_refresh",
-        include_str!("../../../kernels/galore_refresh.cu"),
-    ),
-    ("gemm", include_str!("../../../kernels/gemm.cu")),
-    ("guard", include_str!("../../../kernels/guard.cu")),
-    ("lsp_renew", include_str!("../../../kernels/lsp_renew.cu")),
-    (
-        "masked_adamw",
-        include_str!("../../../kernels/masked_adamw.cu"),
-    ),
-    ("microadam", include_str!("../../../kernels/microadam.cu")),
-    ("moe", include_str!("../../../kernels/moe.cu")),
-    ("norm", include_str!("../../../kernels/norm.cu")),
-    ("prepend", include_str!("../../../kernels/prepend.cu")),
-    ("quantized", include_str!("../../../kernels/quantized.cu")),
-    ("rope", include_str!("../../../kernels/rope.cu")),
-    ("sparse", include_str!("../../../kernels/sparse.cu")),
-    ("update", include_str!("../../../kernels/update.cu")),
+#[rustfmt::skip]
+const SOURCES: &[(&str, &str)] = sources![
+    "activation", "adafactor", "attention" behind "attention.cuh", "attention_mma" behind "attention.cuh", "bias",
+    "compress", "cross_entropy", "direction", "dropout", "elementwise", "embedding", "galore_refresh", "gemm", "guard",
+    "lsp_renew", "masked_adamw", "microadam", "moe", "norm", "prepend", "quantized", "rope", "sparse", "update",
 ];
 
 /// What every kernel's text begins with.

@@ -237,16 +237,10 @@ impl Cuda {
             for (stream, lane) in with_lanes(program, &mut self.lanes) {
                 let (sender, receiver) = std::sync::mpsc::channel();
                 senders.insert(stream, sender);
-                threads.push(match lane {
-                    Some(lane) => {
-                        let worker = Worker::new(stream, lane, ground);
-                        scope.spawn(move || worker.run(receiver))
-                    }
-                    None => {
-                        let worker = on_host(stream, ground, (settings, host, begun));
-                        scope.spawn(move || worker.run(receiver))
-                    }
-                });
+                threads.push(scope.spawn(move || match lane {
+                    Some(lane) => Worker::new(stream, lane, ground).run(receiver),
+                    None => on_host(stream, ground, (settings, host, begun)).run(receiver),
+                }));
             }
             let walk = Walk {
                 program,
