@@ -240,6 +240,14 @@ const PAGE: &str = include_str!("../docs/policies.md");
 fn the_page_of_policies_says_what_the_rows_say() {
     let rows: Vec<Row> = rows::latest(Path::new("docs/policies.jsonl")).unwrap();
     assert_eq!(rows.len(), 405);
+    for row in &rows {
+        let (bound, seconds) = (row.bound.unwrap(), row.seconds.unwrap());
+        assert!(
+            bound <= seconds * (1.0 + 1e-9),
+            "{} is faster than its bound",
+            row.name
+        );
+    }
     let text = show::grid::text(&rows);
     assert!(PAGE.contains(&text), "renew the page with:\n{text}");
 }

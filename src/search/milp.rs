@@ -9,7 +9,7 @@ use super::layers::{Column, Counts, Layers, Room};
 use super::sample::Taken;
 use crate::graph::Stream;
 use crate::machine::sim::demand::SERVERS;
-use crate::spec::job::{Budget, PerPlace, Place};
+use crate::spec::job::{PerPlace, Place};
 
 /// Bytes and seconds are counted in these, so that coefficients are near one.
 const GIB: f64 = (1u64 << 30) as f64;
@@ -190,13 +190,13 @@ impl Layers {
         Some(counts)
     }
 
-    /// Seconds that no plan of these layers within `budget` is faster than: counts need not be whole, and copies may pass beside all
+    /// Seconds that no plan of these layers within `room` is faster than: counts need not be whole, and copies may pass beside all
     /// of the step's compute. `None` where no plan fits.
-    pub fn bound(&self, budget: &Budget) -> Option<f64> {
+    pub fn bound(&self, room: &Room) -> Option<f64> {
         let (all, v) = self.variables(&Limits::of(self));
         let passes = v.halves.iter().sum::<Expression>();
         let mut model = all.minimise(passes.clone()).using(microlp);
-        self.limit(&mut model, &v, &Room::all(budget), false);
+        self.limit(&mut model, &v, room, false);
         let sum = |of: &dyn Fn(&Taken) -> f64| self.all(&v, of) + of(&self.rest) / MILLI;
         let compute = Stream::Compute as usize;
         for (half, &passes) in v.halves.iter().enumerate() {

@@ -97,6 +97,8 @@ pub(super) struct Rounds<'a> {
     /// A step that is known to fit.
     least: f64,
     tried: Vec<Proposed>,
+    /// The most bytes of each row that a plan was counted to take too much.
+    spare: Vec<f64>,
     pub(super) candidates: Vec<Candidate>,
 }
 
@@ -123,6 +125,7 @@ impl<'a> Rounds<'a> {
             others,
             least,
             tried: Vec::new(),
+            spare: vec![0.0; budget.rows.len()],
             candidates: Vec::new(),
         }
     }
@@ -138,6 +141,15 @@ impl<'a> Rounds<'a> {
         let all = proposed.into_par_iter();
         let all: Vec<Result<Tried>> = all.map(|one| self.whole_of(one, times)).collect();
         all.into_iter().collect()
+    }
+
+    /// The budget, and as much more as plans were counted to take too much.
+    pub(super) fn freed(&self) -> Room<'a> {
+        let held_back = self.spare.iter().map(|spare| -spare).collect();
+        Room {
+            held_back,
+            ..Room::all(self.budget)
+        }
     }
 
     /// The fastest step that was found to fit.
@@ -269,6 +281,7 @@ impl<'a> Rounds<'a> {
         let missed = missed(self.budget, &layers.rows(counts, self.budget), &over);
         let room = &mut self.rooms[*problem];
         for (row, missed) in missed.into_iter().enumerate() {
+            self.spare[row] = self.spare[row].max(-missed);
             let (tried, refused) = (tried.held_back[row], tried.refused[row]);
             let near = NEAR * self.budget.rows[row].1.0 as f64;
             room.held_back[row] = if room.held_back[row] == 0.0 && tried == 0.0 {

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::front::Front;
-use super::layers::Counts;
+use super::layers::{Counts, Room};
 use super::problem::{Problem, Problems};
 use super::rounds::{AGAIN, Rounds};
 use super::sample::Taken;
@@ -57,10 +57,8 @@ pub fn within(
     budget: &Budget,
     known: Option<Seconds>,
 ) -> Result<Solved> {
-    let bounds: Vec<Option<f64>> = (problems.all.par_iter())
-        .map(|problem| problem.layers.bound(budget))
-        .collect();
-    let bound = bounds.iter().flatten().copied().reduce(f64::min);
+    let bounds = problems.bounds(&Room::all(budget));
+    let bound = least(&bounds);
     let mut rounds = Rounds::new(problems, request, budget, (&bounds, known));
     while let Some(next) = rounds.next() {
         for tried in rounds.lowered(next, AGAIN)? {
@@ -73,6 +71,7 @@ pub fn within(
     rounds
         .candidates
         .extend(others.into_iter().map(|tried| tried.candidate));
+    let freed = rounds.freed();
     let mut candidates = rounds.candidates;
     if known.is_none() && !candidates.iter().any(|c| c.fits(budget)) {
         let least = problems.smallest(budget).into_iter().take(LEAST);
@@ -85,11 +84,18 @@ pub fn within(
             candidates.extend(segments::longer(problems, request, budget)?);
         }
     }
-    // What fits though it was counted not to has its kernels for a bound.
-    let fits = candidates.iter().any(|c| c.fits(budget));
-    let bound = bound
-        .or(fits.then(|| problems.least_compute()))
-        .map(Seconds);
+    let fitting = candidates.iter().filter(|c| c.fits(budget));
+    let best = fitting.map(|c| c.estimate.step.0).reduce(f64::min);
+    let bound = match (best, bound) {
+        // What fits though it was counted not to has its kernels for a bound.
+        (Some(_), None) => Some(problems.least_compute()),
+        // A plan is faster than layers that take what they were counted to: the bound is that of layers that take what was found.
+        (Some(best), Some(bound)) if best < bound => {
+            least(&problems.bounds(&freed)).map(|bound| bound.min(best))
+        }
+        _ => bound,
+    };
+    let bound = bound.map(Seconds);
     candidates.iter_mut().for_each(|c| c.bound = bound);
     Ok(Solved {
         candidates,
@@ -99,7 +105,18 @@ pub fn within(
     })
 }
 
+/// The least of bounds.
+fn least(bounds: &[Option<f64>]) -> Option<f64> {
+    bounds.iter().flatten().copied().reduce(f64::min)
+}
+
 impl Problems {
+    /// The bound of each problem within `room`.
+    fn bounds(&self, room: &Room) -> Vec<Option<f64>> {
+        let all = self.all.par_iter();
+        all.map(|problem| problem.layers.bound(room)).collect()
+    }
+
     /// The plan that passes `budget` by least as it is counted, lowered whole.
     ///
     /// # Errors
