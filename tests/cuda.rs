@@ -152,7 +152,7 @@ fn model(family: &str) -> String {
     path.display().to_string()
 }
 
-/// Trains a micro model for three steps.
+/// Trains a micro model for four steps: what graphs launch in the third shows in the fourth.
 fn train(device: &str, choices: &[&str], environment: &[(&str, &str)]) -> Run {
     let model = model("llama");
     let mut arguments = vec![
@@ -165,7 +165,7 @@ fn train(device: &str, choices: &[&str], environment: &[(&str, &str)]) -> Run {
         "f32",
     ];
     arguments.extend([
-        "--seq", "16", "--batch", "4", "--steps", "3", "--json", "--device", device,
+        "--seq", "16", "--batch", "4", "--steps", "4", "--json", "--device", device,
     ]);
     arguments.extend(["--optimizer", choices[0]]);
     for choice in &choices[1..] {
@@ -374,12 +374,15 @@ fn launches_go_in_graphs_that_are_renewed_each_step_and_one_by_one_where_there_a
     assert_eq!(none.count("graph_launches"), 0);
     assert!(none.count("launches") > graphs.count("launches"));
     assert_eq!(none.count("ran"), graphs.count("ran"));
-    // An update on the device depends on the step: graphs that keep the parameters they were captured with are found out.
-    let update = train("cuda", &["adamw"], &[]);
-    let stale = train("cuda", &["adamw"], &[("MEMFIT_DOUBLE_FAIL", "stale")]);
-    let wanted = train("cpu", &["adamw"], &[]).losses();
-    assert!(near(&update.losses(), &wanted) && !near(&stale.losses(), &wanted));
-    assert!(update.count("renewed") > 10);
+    // Directions are drawn anew in each step: graphs that keep the parameters they were captured with are found out.
+    let drawn = train("cuda", &["zo_sgd"], &[]);
+    let stale = train("cuda", &["zo_sgd"], &[("MEMFIT_DOUBLE_FAIL", "stale")]);
+    assert!(near(
+        &drawn.losses(),
+        &train("cpu", &["zo_sgd"], &[]).losses()
+    ));
+    assert_ne!(drawn.losses(), stale.losses());
+    assert!(drawn.count("renewed") > 10);
 }
 
 #[test]
@@ -418,7 +421,7 @@ fn a_save_made_before_the_device_is_lost_is_whole() {
         ],
     ]
     .concat();
-    let run = memfit(&first, &[("MEMFIT_DOUBLE_FAIL", "lost:200")]);
+    let run = memfit(&first, &[("MEMFIT_DOUBLE_FAIL", "lost:150")]);
     assert_eq!(run.output.status.code(), Some(2), "{}", run.errors());
     let again = [&start[..], &["--steps", "6", "--resume", &save, "--json"]].concat();
     let run = memfit(&again, &[]);

@@ -8,7 +8,7 @@
 // MEMFIT_DOUBLE_SEED       the order (default 0)
 // MEMFIT_DOUBLE_MEMORY     bytes of the device (default 1 GiB)
 // MEMFIT_DOUBLE_FAIL       launch:N, the N-th launch is refused; fault:N, the N-th kernel fails as it runs; lost:N, the device
-//                          is lost at the N-th launch; pin, nothing can be pinned; devices, there are none; graphs, nothing can be
+//                          is lost when the N-th kernel is queued, by itself or in a graph; pin, nothing can be pinned; devices, there are none; graphs, nothing can be
 //                          captured; capture:N, the N-th capture comes to nothing; stale, kernels in graphs keep their parameters
 // MEMFIT_DOUBLE_DROP       N: of the waits of streams for events, the N-th and every 64th after it is forgotten
 // MEMFIT_DOUBLE_REPORT     a file that counts are written to when the process ends
@@ -132,7 +132,7 @@ struct Device {
     std::set<Executable *> executables;
     std::vector<bool> done{true}; // by record
     size_t used = 0, most = 0, pinned_used = 0, pinned_most = 0;
-    uint64_t random = 0, launches = 0, ran = 0, waits = 0, captures = 0, graph_launches = 0, renewed = 0;
+    uint64_t random = 0, launches = 0, queued = 0, ran = 0, waits = 0, captures = 0, graph_launches = 0, renewed = 0;
     int contexts = 0;
     size_t capacity = size_t(1) << 30;
     Result sticky = SUCCESS;
@@ -206,6 +206,11 @@ struct Device {
         // Under some seeds the device is quick now and then.
         while (random % 3 == 0 && draw() % 4 == 0 && step()) {}
         return SUCCESS;
+    }
+    // Whether the device is lost as one more kernel is queued.
+    bool is_lost() {
+        if (fail == "lost" && ++queued == fail_at) sticky = DEVICE_UNAVAILABLE;
+        return sticky == DEVICE_UNAVAILABLE;
     }
     // What a stream that captures must not be asked for.
     Result spoiled(Stream *s) {
@@ -591,7 +596,6 @@ API cuLaunchKernel(void *function, unsigned x, unsigned y, unsigned z, unsigned 
     ENTER;
     uint64_t number = ++d.launches;
     if (d.fail == "launch" && number == d.fail_at) return OUT_OF_RESOURCES;
-    if (d.fail == "lost" && number == d.fail_at) return d.sticky = DEVICE_UNAVAILABLE;
     unsigned grid[3] = {x, y, z}, block[3] = {tx, ty, tz};
     Kernel kernel;
     Result right = asked(d, static_cast<Function *>(function), grid, block, shared, parameters, &kernel);
@@ -601,6 +605,7 @@ API cuLaunchKernel(void *function, unsigned x, unsigned y, unsigned z, unsigned 
         s->capture->nodes.push_back(new Node{nullptr, kernel});
         return SUCCESS;
     }
+    if (d.is_lost()) return d.sticky;
     Operation op;
     uint64_t seed = d.draw();
     op.run = [=] { return run_kernel(kernel, seed); };
@@ -684,7 +689,10 @@ API cuGraphLaunch(void *executable, void *stream) {
         else {
             Operation op;
             op.run = node.run;
-            if (node.kernel.function) op.run = [kernel = node.kernel, seed = d.draw()] { return run_kernel(kernel, seed); };
+            if (node.kernel.function) {
+                if (d.is_lost()) return d.sticky;
+                op.run = [kernel = node.kernel, seed = d.draw()] { return run_kernel(kernel, seed); };
+            }
             queued = d.add(s, std::move(op));
         }
         if (queued != SUCCESS) return queued;

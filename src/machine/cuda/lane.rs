@@ -109,14 +109,15 @@ impl Worker<'_> {
 
     /// Queues the stretch that has been gathered.
     pub(super) fn flush(&mut self) -> Result<()> {
-        let mut stretch = std::mem::take(&mut self.stretch);
-        let Some(mut stretches) = self.stretches.take().filter(|_| !stretch.is_empty()) else {
+        if self.stretch.is_empty() {
             return Ok(());
-        };
-        let queued = self.stretch(&stretch, &mut stretches);
+        }
+        let mut tasks = std::mem::take(&mut self.stretch);
+        let mut stretches = self.stretches.take().unwrap_or_default();
+        let queued = self.stretch(&tasks, &mut stretches);
         self.turn += 1;
-        stretch.clear();
-        (self.stretch, self.stretches) = (stretch, Some(stretches));
+        tasks.clear();
+        (self.stretch, self.stretches) = (tasks, Some(stretches));
         queued
     }
 

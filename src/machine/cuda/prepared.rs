@@ -53,6 +53,8 @@ pub struct Kernels {
     pub overwrites: Vec<Option<usize>>,
     /// How each task runs.
     ways: Vec<Way>,
+    /// For each task whether it depends on the step.
+    varies: Vec<bool>,
     /// The tasks, where they are the same in every step.
     fixed: Option<Vec<Task>>,
 }
@@ -77,32 +79,33 @@ impl Way {
 }
 
 impl Kernels {
-    /// The tasks of a step, each with the way it runs.
+    /// The tasks of a step, each with the way it runs and whether it depends on the step.
     pub fn of(
         &self,
         op: &dyn Op,
         key: Key,
         scalars: Scalars,
-        each: impl FnMut((&Way, &Task)) -> Result<()>,
+        mut each: impl FnMut(&Way, &Task, bool) -> Result<()>,
     ) -> Result<()> {
-        match &self.fixed {
-            Some(tasks) => self.ways.iter().zip(tasks).try_for_each(each),
-            None => {
-                let drawn = self.meant(tasks(op, &self.call(key, scalars))?);
-                self.ways.iter().zip(&drawn).try_for_each(each)
-            }
-        }
+        let drawn = match &self.fixed {
+            Some(_) => Vec::new(),
+            None => self.meant(tasks(op, &self.call(key, scalars))?),
+        };
+        let all = self.fixed.as_ref().unwrap_or(&drawn);
+        let all = self.ways.iter().zip(all).zip(&self.varies);
+        all.into_iter()
+            .try_for_each(|((way, task), &varies)| each(way, task, varies))
     }
 
-    /// Whether parameters of its kernels depend on the step.
+    /// Whether a task depends on the step.
     pub fn vary(&self) -> bool {
-        self.fixed.is_none()
+        self.varies.contains(&true)
     }
 
     /// Whether a graph can hold it: the parameters of kernels of ours can be renewed in one, those of cuBLASLt's products cannot.
     pub fn may_be_captured(&self) -> bool {
-        let own = |way: &Way| matches!(way, Way::Kernel(_));
-        !self.vary() || self.ways.iter().all(own)
+        let mut all = self.ways.iter().zip(&self.varies);
+        all.all(|(way, varies)| !varies || matches!(way, Way::Kernel(_)))
     }
 
     /// Tasks as they run.
@@ -127,13 +130,22 @@ impl Kernels {
             outputs,
             overwrites: step.overwrites(node),
             ways: Vec::new(),
+            varies: Vec::new(),
             fixed: None,
         };
         let op = &*node.op;
-        let mut samples = samples().map(|(key, scalars)| tasks(op, &kernels.call(key, scalars)));
-        let first = samples.next().unwrap_or(Ok(Vec::new()))?;
-        let same = samples.try_fold(true, |same, other| Ok::<_, Error>(same && other? == first))?;
-        kernels.fixed = same.then_some(first);
+        let samples = samples().map(|(key, scalars)| tasks(op, &kernels.call(key, scalars)));
+        let samples = samples.collect::<Result<Vec<_>>>()?;
+        let (first, others) = samples
+            .split_first()
+            .map_or((&[][..], &[][..]), |(f, o)| (f, o));
+        let varies = |index: usize| {
+            others
+                .iter()
+                .any(|tasks| tasks.get(index) != first.get(index))
+        };
+        kernels.varies = (0..first.len()).map(varies).collect();
+        kernels.fixed = (!kernels.vary()).then(|| first.to_vec());
         Ok(kernels)
     }
 }

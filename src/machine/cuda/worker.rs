@@ -312,7 +312,10 @@ impl Worker<'_> {
             on.on_device(range.ok_or_else(|| Error::shape(node.op.name(), why()))?)
         };
         let what = || format!("op {} at {}", node.op.name(), node.origin);
-        let ran = kernels.of(&*node.op, key, on.scalars, |(way, task)| {
+        let ran = kernels.of(&*node.op, key, on.scalars, |way, task, varies| {
+            if graph.is_some() && !varies {
+                return Ok(());
+            }
             match (way, task) {
                 (Way::Kernel(function), Work::Launch(launch)) => {
                     words.clear();
@@ -320,7 +323,7 @@ impl Worker<'_> {
                         words.push(word(argument, address)?);
                     }
                     let task = (*function, launch, &mut words[..]);
-                    self.start(task, kernels.vary(), graph.as_deref_mut(), what)
+                    self.start(task, varies, graph.as_deref_mut(), what)
                 }
                 (Way::Product(product), Work::Gemm(gemm)) => {
                     let address = |at: Pointer| Ok(address(at.of)? + at.offset);
