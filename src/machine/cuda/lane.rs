@@ -9,9 +9,10 @@ use std::collections::BTreeMap;
 use super::driver::Queue;
 use super::events::{Recorded, Times};
 use super::graph::{self, Graph};
-use super::prepared::Ready;
+use super::prepared::{Ready, key};
 use super::worker::{Ground, Worker};
 use crate::error::Result;
+use crate::graph::When;
 use crate::machine::cpu::stream::{Events, Range, Task};
 use crate::spec::job::Place;
 
@@ -74,16 +75,25 @@ impl Lane {
         self.without.as_deref()
     }
 
-    /// The stretches of a program, for the length of a walk; none where nothing is to be captured in it.
-    pub fn take(&mut self, program: &str) -> Option<Stretches> {
-        let stretches = self.stretches.remove(program);
-        stretches.filter(|_| self.without.is_none())
+    /// The stretches of a program, for the length of a walk; none where nothing is to be captured in it: in its first, and where it runs
+    /// but now and then.
+    pub fn take(&mut self, when: When) -> Option<Stretches> {
+        let stretches = self.stretches.remove(&key(when));
+        stretches.filter(|_| self.without.is_none() && is_often(when))
     }
 
     /// Keeps the stretches of a program that has walked to its end.
-    pub fn keep(&mut self, program: String, stretches: Option<Stretches>) {
+    pub fn keep(&mut self, when: When, stretches: Option<Stretches>) {
         self.stretches
-            .insert(program, stretches.unwrap_or_default());
+            .insert(key(when), stretches.unwrap_or_default());
+    }
+}
+
+/// Whether a program runs in each step, or many times together.
+fn is_often(when: When) -> bool {
+    match when {
+        When::Steady | When::First | When::Micro { .. } | When::Evaluate => true,
+        When::Every(_) | When::Renew(_) | When::Start | When::Restart | When::Save => false,
     }
 }
 

@@ -9,7 +9,7 @@ use super::graph::{Graph, Node as Captured};
 use super::lane::{Lane, Stretches};
 use super::memory::{Memory, Transfer};
 use super::modules::Function;
-use super::prepared::{Kernels, Prepared, Ready, Way, key, word};
+use super::prepared::{Kernels, Prepared, Ready, Way, word};
 use crate::error::{Error, Result};
 use crate::graph::op::kernel::{Launch, Memory as Of, Pointer, Task as Work};
 use crate::graph::op::transfer::{Feed, Report};
@@ -86,7 +86,7 @@ impl<'a> Worker<'a> {
     pub fn new(stream: Stream, lane: &'a mut Lane, on: Ground<'a>) -> Worker<'a> {
         Worker {
             stream,
-            stretches: lane.take(&key(on.program.when)),
+            stretches: lane.take(on.program.when),
             lane,
             on,
             stretch: Vec::new(),
@@ -192,7 +192,7 @@ impl Worker<'_> {
             }
         }
         let stretches = self.stretches.take();
-        self.lane.keep(key(self.on.program.when), stretches);
+        self.lane.keep(self.on.program.when, stretches);
         self.lane.times.marks(self.stream, self.on.epoch)
     }
 

@@ -222,13 +222,14 @@ impl Apply {
     }
 }
 
-/// Elements of a panel.
+/// Elements of a panel: as few as a CPU's caches like, and on a GPU enough to fill it with each product, for each panel is two launches.
 const PANEL: usize = 1 << 18;
+const GPU_PANEL: usize = 1 << 22;
 
 impl Low {
     /// Rows that are projected back at a time.
-    fn panel(self) -> usize {
-        (PANEL / self.columns.max(1)).clamp(1, self.rows.max(1))
+    fn panel(self, elements: usize) -> usize {
+        (elements / self.columns.max(1)).clamp(1, self.rows.max(1))
     }
 }
 
@@ -253,7 +254,11 @@ impl Op for Apply {
     }
     fn scratch(&self, inputs: &[Type], backend: Backend) -> Bytes {
         let low = Low::of(&inputs[2], inputs[1].rows());
-        let panel = Bytes((low.panel() * low.columns * 4) as u64);
+        let rows = low.panel(match backend {
+            Backend::Cpu { .. } => PANEL,
+            Backend::Cuda { .. } => GPU_PANEL,
+        });
+        let panel = Bytes((rows * low.columns * 4) as u64);
         panel + matmul_scratch(inputs[1].dtype, DType::F32, backend)
     }
     fn work(&self, inputs: &[Type], outputs: &[Type]) -> Work {
@@ -272,7 +277,7 @@ impl Op for Apply {
             return Ok(());
         };
         let low = Low::of(parameter.at, projector.at.rows());
-        let rows = low.panel();
+        let rows = low.panel(PANEL);
         let (panel, scratch) = io.scratch.split_at_mut(rows * low.columns * 4);
         let rule = self.rule(io.scalars);
         let width = parameter.at.dtype.bytes() as usize * low.columns;
@@ -320,8 +325,9 @@ impl Op for Apply {
             true => input(3 + usize::from(self.master)),
             false => Argument::Null,
         };
-        let tasks = (0..low.rows).step_by(low.panel()).flat_map(|first| {
-            let (from, rows) = (first as u64, low.panel().min(low.rows - first) as u64);
+        let most = low.panel(GPU_PANEL);
+        let tasks = (0..low.rows).step_by(most).flat_map(|first| {
+            let (from, rows) = (first as u64, most.min(low.rows - first) as u64);
             let (a, b) = match low.is_tall() {
                 true => (step.skip(from * rank), p),
                 false => (p.skip(from).t(), step),
