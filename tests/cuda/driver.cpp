@@ -10,7 +10,7 @@
 // MEMFIT_DOUBLE_FAIL       launch:N, the N-th launch is refused; fault:N, the N-th kernel fails as it runs; lost:N, the device
 //                          is lost when the N-th kernel is queued, by itself or in a graph; pin, nothing can be pinned; devices, there are none; graphs, nothing can be
 //                          captured; capture:N, the N-th capture comes to nothing; stale, kernels in graphs keep their parameters
-// MEMFIT_DOUBLE_DROP       N: of the waits of streams for events, the N-th and every 64th after it is forgotten
+// MEMFIT_DOUBLE_DROP       N: of the waits of streams for events, the N-th and every eighth after it is forgotten
 // MEMFIT_DOUBLE_REPORT     a file that counts are written to when the process ends
 #include <condition_variable>
 #include <cstdint>
@@ -421,7 +421,7 @@ API cuStreamWaitEvent(void *stream, void *event, unsigned) {
     ENTER;
     if (static_cast<Stream *>(stream)->capture) return d.spoiled(static_cast<Stream *>(stream));
     uint64_t after = static_cast<Event *>(event)->record, at = ++d.waits;
-    if (d.drop && at % 64 == d.drop % 64) return SUCCESS;
+    if (d.drop && at % 8 == d.drop % 8) return SUCCESS;
     Operation op;
     op.after = after;
     return d.add(static_cast<Stream *>(stream), std::move(op));
