@@ -188,6 +188,10 @@ impl Product {
                 queue.stream.cast(),
             )
         };
+        if status != GOOD && !queue.captures {
+            // What failed on the device before says more.
+            queue.settle()?;
+        }
         match status {
             GOOD => Ok(()),
             _ => good(&format!("queue the product of {}", what()), status),
