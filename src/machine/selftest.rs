@@ -15,8 +15,9 @@ use super::micro::{self, FAMILIES, Size};
 use super::train::session::Session;
 use super::{calibrate, measure};
 use crate::error::Result;
+use crate::graph::tensor::{DType, Role};
 use crate::plan::{Choice, Plan};
-use crate::program::height;
+use crate::program::{Program, height};
 use crate::spec::device;
 use crate::spec::job::{Host, Job, Optimizer, PerPlace, Place, Precision, Target};
 use crate::spec::units::{Bytes, Seconds};
@@ -34,7 +35,8 @@ const BATCHES: [(u64, u64); 2] = [(4, 16), (4, 96)];
 /// Steps whose losses are compared. A program's third walk is the first that its graphs launch, and shows in the loss behind it.
 const STEPS: u64 = 4;
 
-/// How far losses may be apart, relative to their size: in f32; and in 16 bits, where a value may round to the other neighbour.
+/// How far losses may be apart, relative to their size: in f32; and in 16 bits, or with moments as codes of 8 bits, where a value may round
+/// to the other neighbour. A second moment whose code becomes zero lets its weight step by the first over ε, as in bitsandbytes.
 const BOUND: [f32; 2] = [1e-4, 3e-2];
 
 /// One plan on both machines.
@@ -226,7 +228,11 @@ fn on_gpu(
     notes: &mut Vec<String>,
 ) -> Result<()> {
     let plan = on_cuda(plan, gpu.capability);
-    row.missing = missing(&estimate::all(&plan)?);
+    let programs = estimate::all(&plan)?;
+    row.missing = missing(&programs);
+    if programs.iter().any(has_codes) {
+        row.bound = BOUND[1];
+    }
     if row.missing.is_some() {
         return Ok(());
     }
@@ -255,6 +261,15 @@ fn on_gpu(
     row.distance = apart.fold(0.0, |most, d| if d <= most { most } else { d });
     row.failure = disagreement(row);
     Ok(())
+}
+
+/// Whether moments are held as codes of 8 bits.
+fn has_codes(program: &Program) -> bool {
+    let mut tensors = program.step.tensors.iter();
+    tensors.any(|tensor| {
+        let role = program.step.storage(tensor.storage).role;
+        role == Role::OptimizerState && tensor.at.dtype == DType::U8
+    })
 }
 
 /// Where a row does not agree.
