@@ -16,7 +16,7 @@ use crate::graph::When;
 use crate::machine::cpu::stream::{Events, Range, Task};
 use crate::spec::job::Place;
 
-/// Launches and copies that are worth a graph: fewer are queued as fast by themselves. A launch costs the host some 2 µs, and so does that of a
+/// Launches and copies that are worth a graph: fewer are queued as fast by themselves. A launch costs the host a few µs, and so does that of a
 /// graph that is a straight line, however long (NVIDIA technical blog, "Constant Time Launch for Straight-Line CUDA Graphs", 2024).
 const LEAST: usize = 4;
 
@@ -99,7 +99,7 @@ fn is_often(when: When) -> bool {
 
 impl Worker<'_> {
     /// Whether a task may be part of a stretch: the device does all of it, whenever it comes to it.
-    pub(super) fn waits(&self, task: &Task) -> bool {
+    pub(super) fn may_be_captured(&self, task: &Task) -> bool {
         let on: &Ground = &self.on;
         let reached = |range: &Range| {
             range.place == Place::Gpu || (range.place == Place::Pinned && on.pinned)

@@ -135,7 +135,7 @@ impl Worker<'_> {
 
     /// One task; false where another stream has failed.
     fn task(&mut self, task: Task) -> Result<bool> {
-        if self.stretches.is_some() && self.waits(&task) {
+        if self.stretches.is_some() && self.may_be_captured(&task) {
             self.stretch.push(task);
             return Ok(true);
         }
