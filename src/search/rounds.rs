@@ -46,20 +46,9 @@ const STEP: f64 = 0.5;
 pub(super) struct Proposed {
     problem: usize,
     counts: Counts,
-    /// Seconds that were hoped for before others showed what copies cost.
-    hoped: f64,
 }
 
 impl Proposed {
-    fn new(problem: usize, counts: Counts) -> Proposed {
-        let hoped = counts.seconds;
-        Proposed {
-            problem,
-            counts,
-            hoped,
-        }
-    }
-
     /// Whether few layers are away.
     fn is_few(&self) -> bool {
         self.counts.kinds.len() > 1 && self.counts.kinds[0] <= FEW
@@ -176,20 +165,17 @@ impl<'a> Rounds<'a> {
     /// What is lowered next; `None` where nothing is proposed to be faster than what was lowered.
     pub(super) fn next(&mut self) -> Option<Vec<Proposed>> {
         let best = self.best();
+        let mut open = std::mem::take(&mut self.open);
         let is_tried = |p: &Proposed| self.tried.iter().any(|tried| tried.is(p));
-        let of_tried = |p: &Proposed| self.tried.iter().any(|tried| tried.problem == p.problem);
-        let hopes = |p: &Proposed| p.hoped < best && p.is_few() && !of_tried(p);
-        self.open
-            .retain(|p| (p.counts.seconds < best || hopes(p)) && !is_tried(p));
-        self.open.sort_by(by_seconds);
-        self.open.dedup_by(|a, b| a.is(b));
+        open.retain(|p| (p.counts.seconds < best || self.hopes(p, best)) && !is_tried(p));
+        open.sort_by(by_seconds);
+        open.dedup_by(|a, b| a.is(b));
         let left = self
             .whole()
             .saturating_sub(self.candidates.len())
             .min(ROUND);
-        let rest = self.open.split_off(left.min(self.open.len()));
-        let next = std::mem::replace(&mut self.open, rest).into_iter();
-        let next: Vec<Proposed> = next.map(|p| self.anew(p)).collect();
+        self.open = open.split_off(left.min(open.len()));
+        let next: Vec<Proposed> = open.into_iter().map(|p| self.anew(p)).collect();
         (!next.is_empty()).then_some(next)
     }
 
@@ -198,7 +184,6 @@ impl<'a> Rounds<'a> {
         let Proposed {
             problem,
             mut counts,
-            ..
         } = proposed;
         let own = &self.problems.all[problem];
         let mut room = self.rooms[problem].clone();
@@ -224,7 +209,7 @@ impl<'a> Rounds<'a> {
                 return Ok(Tried {
                     halves: spent(&programs, &walks),
                     candidate: candidate(proposal.name, plan, estimate, &counts),
-                    proposed: Proposed::new(problem, counts),
+                    proposed: Proposed { problem, counts },
                     held_back: room.held_back,
                     refused,
                 });
@@ -232,6 +217,14 @@ impl<'a> Rounds<'a> {
             counts = tighter;
         }
         unreachable!("the last round returns")
+    }
+
+    /// Whether few layers are away in a plan of a home that was not tried, and it was hoped to be faster than `best` before others showed what
+    /// copies cost.
+    fn hopes(&self, proposed: &Proposed, best: f64) -> bool {
+        let layers = &self.problems.all[proposed.problem].layers;
+        let hoped: f64 = layers.halves(&proposed.counts).iter().sum();
+        proposed.is_few() && !self.is_tried(proposed.problem) && hoped < best
     }
 
     /// The plan of a problem that was solved before others showed what copies cost, as it is solved now.
@@ -242,7 +235,7 @@ impl<'a> Rounds<'a> {
             return proposed;
         }
         let again = self.problems.all[problem].layers.fastest(room);
-        again.map_or(proposed, |counts| Proposed::new(problem, counts))
+        again.map_or(proposed, |counts| Proposed { problem, counts })
     }
 
     fn is_tried(&self, problem: usize) -> bool {
@@ -272,9 +265,7 @@ impl<'a> Rounds<'a> {
 
     /// Enters what a plan really takes, and solves its problem again.
     pub(super) fn learn(&mut self, tried: Tried) {
-        let Proposed {
-            problem, counts, ..
-        } = &tried.proposed;
+        let Proposed { problem, counts } = &tried.proposed;
         let layers = &self.problems.all[*problem].layers;
         let (counted, copies) = (layers.halves(counts), layers.copies(counts));
         let over = excess(self.budget, &tried.candidate.estimate.peak);
@@ -300,8 +291,10 @@ impl<'a> Rounds<'a> {
             false => 0.0,
         });
         let again = layers.fastest(room);
-        self.open
-            .extend(again.map(|counts| Proposed::new(*problem, counts)));
+        self.open.extend(again.map(|counts| Proposed {
+            problem: *problem,
+            counts,
+        }));
         self.candidates.push(tried.candidate);
         self.tried.push(tried.proposed);
         self.warn();
@@ -329,8 +322,7 @@ fn solved(
         let solved = |&(problem, bound): &(usize, f64)| {
             let near = bound <= best * FAR;
             let counts = near.then(|| problems.all[problem].layers.fastest(room));
-            let counts = counts.flatten();
-            counts.map(|counts| Proposed::new(problem, counts))
+            counts.flatten().map(|counts| Proposed { problem, counts })
         };
         let solved: Vec<Option<Proposed>> = pair.par_iter().map(solved).collect();
         for proposed in solved.into_iter().flatten() {
@@ -344,7 +336,7 @@ fn solved(
 
 /// What others would do, each with the homes that suit it best, where that is proposed to be no slower than `far`.
 fn others(problems: &Problems, budget: &Budget, far: f64) -> Vec<Proposed> {
-    let proposed = |(problem, counts): (usize, Counts)| Proposed::new(problem, counts);
+    let proposed = |(problem, counts): (usize, Counts)| Proposed { problem, counts };
     let suited = |policy: &Policy| policy.suited(problems, budget, far);
     let all = POLICIES.par_iter().flat_map_iter(suited);
     all.map(proposed).collect()

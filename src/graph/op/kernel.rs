@@ -61,7 +61,7 @@ impl Task {
     /// Whether there is nothing to launch.
     pub fn is_empty(&self) -> bool {
         match self {
-            Task::Launch(launch) => launch.grid.contains(&0),
+            Task::Launch(launch) => launch.is_empty(),
             Task::Gemm(gemm) => gemm.m == 0 || gemm.n == 0,
         }
     }
@@ -327,6 +327,11 @@ impl Launch {
     pub(super) fn given(mut self, arguments: impl IntoIterator<Item = Argument>) -> Launch {
         self.arguments.extend(arguments);
         self
+    }
+
+    /// Whether it has no blocks, and is left out.
+    pub fn is_empty(&self) -> bool {
+        self.grid.contains(&0)
     }
 
     /// What tells its module from others: stem and defines.

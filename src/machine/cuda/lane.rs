@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use super::driver::Queue;
 use super::events::{Recorded, Times};
 use super::graph::{self, Graph};
-use super::prepared::{Ready, key};
+use super::prepared::Ready;
 use super::worker::{Ground, Worker};
 use crate::error::Result;
 use crate::graph::When;
@@ -34,7 +34,7 @@ pub type Stretches = Vec<Option<Stretch>>;
 #[derive(Debug)]
 pub struct Lane {
     /// Stretches of programs that walked, by program.
-    stretches: BTreeMap<String, Stretches>,
+    stretches: BTreeMap<When, Stretches>,
     /// Why there are no graphs, where there are none.
     without: Option<String>,
     /// Room for times.
@@ -78,14 +78,13 @@ impl Lane {
     /// The stretches of a program, for the length of a walk; none where nothing is to be captured in it: in its first, and where it runs
     /// but now and then.
     pub fn take(&mut self, when: When) -> Option<Stretches> {
-        let stretches = self.stretches.remove(&key(when));
+        let stretches = self.stretches.remove(&when);
         stretches.filter(|_| self.without.is_none() && is_often(when))
     }
 
     /// Keeps the stretches of a program that has walked to its end.
     pub fn keep(&mut self, when: When, stretches: Option<Stretches>) {
-        self.stretches
-            .insert(key(when), stretches.unwrap_or_default());
+        self.stretches.insert(when, stretches.unwrap_or_default());
     }
 }
 

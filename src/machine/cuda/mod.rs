@@ -26,8 +26,8 @@ use super::cpu::walk::{Walk, buffers};
 use super::cpu::{Roles, Settings, Touched, pool, streams, throttle};
 use super::timeline::Timeline;
 use crate::error::{Error, Result};
-use crate::graph::Stream;
 use crate::graph::op::{Port, Scalars};
+use crate::graph::{Stream, When};
 use crate::program::{Program, height};
 use crate::spec::job::{PerPlace, Place};
 use crate::spec::units::Bytes;
@@ -37,7 +37,7 @@ use lane::Lane;
 use memory::Memory;
 use modules::Modules;
 pub use prepared::missing;
-use prepared::{Means, Prepared, is_of_device, key};
+use prepared::{Means, Prepared, is_of_device};
 use products::Products;
 use worker::{Ground, Worker};
 
@@ -58,7 +58,7 @@ impl Drop for Pinned {
 /// An NVIDIA GPU, and this machine's memory and disk beside it. Fields are dropped in this order.
 pub struct Cuda {
     lanes: BTreeMap<Stream, Lane>,
-    prepared: BTreeMap<String, Prepared>,
+    prepared: BTreeMap<When, Prepared>,
     means: Means,
     /// Whose products are used.
     products: String,
@@ -209,7 +209,7 @@ impl Cuda {
         scalars: Scalars,
     ) -> Result<Timeline> {
         let begun = self.begin(program)?;
-        let prepared = self.prepared.get(&key(program.when));
+        let prepared = self.prepared.get(&program.when);
         let prepared = prepared.unwrap_or_else(|| panic!("{:?} was not made ready", program.when));
         let board = Board::new(program.events);
         let meeting = Meeting {
@@ -309,14 +309,14 @@ fn means(gpu: &Gpu) -> Result<(Means, String)> {
     Ok((Means { modules, products }, whose))
 }
 
-fn prepare(programs: &[Program], means: &mut Means) -> Result<BTreeMap<String, Prepared>> {
+fn prepare(programs: &[Program], means: &mut Means) -> Result<BTreeMap<When, Prepared>> {
     let ready = programs
         .iter()
-        .map(|p| Ok((key(p.when), Prepared::new(p, means)?)));
+        .map(|p| Ok((p.when, Prepared::new(p, means)?)));
     ready.collect()
 }
 
-fn mailbox(prepared: &BTreeMap<String, Prepared>) -> Bytes {
+fn mailbox(prepared: &BTreeMap<When, Prepared>) -> Bytes {
     Bytes(prepared.values().map(|p| p.mailbox).max().unwrap_or(0))
 }
 

@@ -55,7 +55,7 @@ impl Function {
         words: &mut [u64],
         what: impl Fn() -> String,
     ) -> Result<()> {
-        if launch.grid.contains(&0) {
+        if launch.is_empty() {
             return Ok(());
         }
         let count = words.len();

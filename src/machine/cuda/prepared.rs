@@ -10,7 +10,7 @@ use crate::graph::op::transfer::{Feed, Report};
 use crate::graph::op::{Op, Scalars};
 use crate::graph::random::Key;
 use crate::graph::tensor::Type;
-use crate::graph::{Node, Step, Stream, When};
+use crate::graph::{Node, Step, Stream};
 use crate::program::{Instr, Program};
 
 /// Alignment of a slot in the mailbox.
@@ -327,11 +327,6 @@ fn by_device(program: &Program) -> Vec<bool> {
         }
     }
     by
-}
-
-/// Which of a plan's programs it is.
-pub fn key(when: When) -> String {
-    format!("{when:?}")
 }
 
 /// Most points in time that one queue of the device records: one behind each instruction, one behind each wait.

@@ -347,7 +347,7 @@ impl Worker<'_> {
         graph: Option<&mut Graph>,
         what: impl Fn() -> String,
     ) -> Result<()> {
-        if launch.grid.contains(&0) {
+        if launch.is_empty() {
             return Ok(());
         }
         if let Some(graph) = graph {
